@@ -1,0 +1,46 @@
+# Every target sets up .venv when it is missing or stale, and only then.
+# PYTHON=/path/to/python3.12 make test   chooses the interpreter; the default is the first of these that is 3.11 or newer.
+
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test tensorboard lab bench lint clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 20
+
+demo: $(VENV)/with-core ## render scenes, train on them, evaluate on unseen ones; minutes on two cores
+	$(RUN) -m bitgen train --config scenes
+	$(RUN) -m bitgen evaluate runs/scenes --data scenes --split test --json runs/scenes/test.json
+	@echo "The run is in runs/scenes: test.json has the numbers, make tensorboard shows the curves."
+
+test: $(VENV)/with-dev,viz,data ## the whole test suite
+	$(RUN) -m pytest -q
+
+tensorboard: $(VENV)/with-core ## the curves of every run under runs/
+	$(RUN) -m tensorboard.main --logdir runs
+
+lab: $(VENV)/with-notebooks,viz,data ## JupyterLab, with the library importable
+	$(RUN) -m jupyterlab
+
+bench: $(VENV)/with-dev,viz,data ## what each part of the model is worth, a quick pass
+	$(RUN) benchmarks/ablate.py
+
+lint: $(VENV)/with-dev ## ruff
+	$(RUN) -m ruff check .
+
+clean: ## removes .venv and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find bitgen tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of extras: a target installs what it needs, once, and again when the lists change.
+$(VENV)/with-%: pyproject.toml constraints.txt $(RUN)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(if $(filter-out core,$*),[$*])'
+	@touch $@
+
+$(RUN):
+	@test -n "$(PYTHON)" || { echo "BitGen needs Python 3.11 or newer on the PATH (or make PYTHON=/path/to/python3.11)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || { echo "$(PYTHON) lacks its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
