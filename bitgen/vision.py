@@ -1,0 +1,185 @@
+"""The vision tower: a transformers vision encoder that gives one token for the image and one for each patch.
+
+`resolve_tower` is the only function that reads weights, from a folder or the Hub. Building never does: a resolved
+configuration holds all that is needed. Shapes: B images, S pixels a side, P patches, D' the tower's own width.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import VisionConfig
+
+DINOV2 = {"model_type": "dinov2", "patch_size": 14}
+TOWERS = {  # 0.6 M, 22 M and 86 M parameters; the last two have the sizes of the published DINOv2
+    "dinov2-nano": DINOV2 | {"patch_size": 8, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+                             "mlp_ratio": 2},
+    "dinov2-small": DINOV2 | {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "dinov2-base": DINOV2 | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
+CLASSES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel", "vit": "ViTModel",
+           "deit": "DeiTModel"}
+# Entries of a transformers configuration that say nothing about the encoder.
+NOISE = {"transformers_version", "architectures", "dtype", "_name_or_path", "id2label", "label2id", "problem_type",
+         "stage_names", "out_features", "out_indices"}
+
+
+def resolve_tower(config: VisionConfig) -> tuple[VisionConfig, dict[str, Tensor] | None]:
+    """The configuration with `tower` filled in, and the weights of `config.pretrained` for `VisionTower` (or None).
+
+    Positions learned at another image size are interpolated here, once, as transformers does it at each forward.
+    Raises `ValueError` where `pretrained` cannot be read or is no supported encoder, or the image size does not fit.
+    """
+    if config.pretrained is None:
+        return replace(config, tower=_tower_fields(config)), None
+    model = _read(config.pretrained)
+    fields = {key: value for key, value in model.config.to_diff_dict().items() if key not in NOISE}
+    resolved = replace(config, tower=fields | {"model_type": model.config.model_type, "image_size": config.image_size})
+    _check_size(resolved)
+    weights = model.state_dict()
+    weights["embeddings.position_embeddings"] = _positions(model, config.image_size)
+    unused = ("pooler.", "embeddings.mask_token")
+    return resolved, {f"model.{key}": value for key, value in weights.items() if not key.startswith(unused)}
+
+
+def build_tower(config: VisionConfig) -> nn.Module:
+    """The transformers encoder that `config.tower` describes, or the built-in one called `config.name`.
+
+    Weights are random. Raises `ValueError` for an unknown name or encoder, an image size that is no multiple of the
+    patch size, and a `pretrained` that was not resolved.
+    """
+    if config.pretrained is not None and not config.tower:
+        raise ValueError(f"vision.pretrained {config.pretrained!r} is not resolved: call resolve_tower first")
+    fields = _tower_fields(config)
+    model_class, options = _encoder(fields["model_type"], "vision.tower")
+    model = model_class(model_class.config_class(**fields), **options)
+    model.embeddings.mask_token = None  # for masked pre-training; here it would be a parameter without a gradient
+    return model
+
+
+class VisionTower(nn.Module):
+    """A transformers encoder as `(B, 3, S, S)` pixels -> `(B, 1 + P, D')` tokens: the image's own, then the patches.
+
+    `config.trainable` says which weights learn: all, none, or the last n blocks and the final norm. What does not
+    learn stays in evaluation mode. Raises `ValueError` as `build_tower` does, and for more blocks than there are.
+    """
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.model = build_tower(config)
+        self.width: int = self.model.config.hidden_size
+        self.image_size: int = self.model.config.image_size
+        self.patches: int = (self.image_size // self.model.config.patch_size) ** 2
+        stages = self.stages()
+        learning = _learning_stages(config.trainable, len(stages))
+        for stage in stages[:len(stages) - learning]:
+            stage.requires_grad_(False)
+
+    def stages(self) -> list[nn.Module]:
+        """From pixels to tokens: the embeddings, each block, the final norm."""
+        model = self.model
+        blocks = model.layers if hasattr(model, "layers") else model.encoder.layer
+        return [model.embeddings, *blocks, model.layernorm]
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """Training mode for the stages that learn; evaluation mode for the others."""
+        super().train(mode)
+        for stage in self.stages():
+            stage.train(mode and any(p.requires_grad for p in stage.parameters()))
+        return self
+
+    def set_attention(self, precision: str, device: torch.device | str) -> None:
+        """Choose the attention kernel: plain products in bf16 on a CPU (SDPA's backward is slow there), else SDPA.
+
+        precision: `float32`, `bf16` or `fp16`, as it will be run.
+        """
+        plain = precision == "bf16" and torch.device(device).type == "cpu"
+        self.model.set_attn_implementation("eager" if plain else "sdpa")
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Tokens `(B, 1 + P, D')` after the final norm, of normalised `pixel_values` `(B, 3, S, S)`."""
+        if pixel_values.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}: "
+                             f"expected (images, 3, {self.image_size}, {self.image_size})")
+        tokens = self.model(pixel_values).last_hidden_state
+        if tokens.shape[1] == 1 + self.patches:
+            return tokens
+        # Registers and distillation tokens stand between the image's token and the patches.
+        return torch.cat([tokens[:, :1], tokens[:, -self.patches:]], dim=1)
+
+
+def _tower_fields(config: VisionConfig) -> dict[str, Any]:
+    """The transformers configuration as a dict: `config.tower`, else the built-in of that name, at `image_size`."""
+    if not config.tower and config.name not in TOWERS:
+        raise ValueError(f"vision.name {config.name!r}: built-in towers are {', '.join(TOWERS)}; "
+                         "any other goes into vision.pretrained")
+    resolved = replace(config, tower=(config.tower or TOWERS[config.name]) | {"image_size": config.image_size})
+    _encoder(resolved.tower.get("model_type"), "vision.tower")
+    _check_size(resolved)
+    return resolved.tower
+
+
+def _check_size(config: VisionConfig) -> None:
+    size, patch = config.image_size, config.tower["patch_size"]
+    if size < patch or size % patch:
+        below = max(size // patch * patch, patch)
+        raise ValueError(f"vision.image_size {size} is no multiple of the tower's patch size {patch}; "
+                         f"the nearest are {below} and {below + patch}")
+
+
+def _encoder(model_type: str | None, where: str) -> tuple[type, dict[str, bool]]:
+    """The transformers class of a `model_type`, and the options it is built with."""
+    if model_type not in CLASSES:
+        raise ValueError(f"{where}: model_type {model_type!r} is no supported vision encoder; "
+                         f"supported: {', '.join(CLASSES)}")
+    import transformers  # takes seconds, so only when a tower is built
+
+    options = {"add_pooling_layer": False} if model_type in ("vit", "deit") else {}
+    return getattr(transformers, CLASSES[model_type]), options
+
+
+def _read(source: str) -> nn.Module:
+    """The encoder in a folder or Hub repository, in float32, every weight of it loaded."""
+    from safetensors import SafetensorError
+    from transformers import AutoConfig
+
+    where = f"vision.pretrained {source!r}"
+    path = Path(source).expanduser()
+    if not path.is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
+        raise ValueError(f"{where}: no such folder, and no Hub id such as facebook/dinov2-small")
+    location = str(path) if path.is_dir() else source
+    try:
+        model_class, options = _encoder(AutoConfig.from_pretrained(location).model_type, where)
+        model, report = model_class.from_pretrained(location, dtype=torch.float32, output_loading_info=True, **options)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{where}: not readable as a transformers vision encoder: {error}") from error
+    missing = set(report["missing_keys"]) - {"embeddings.mask_token"}
+    if missing:
+        raise ValueError(f"{where}: {len(missing)} weights are missing, such as {min(missing)}")
+    return model
+
+
+def _positions(model: nn.Module, image_size: int) -> Tensor:
+    """The encoder's position embeddings `(1, extra + P, D')` for square images of `image_size` pixels."""
+    learned = model.embeddings.position_embeddings.detach()
+    extra = learned.shape[1] - model.embeddings.patch_embeddings.num_patches
+    patches = (image_size // model.config.patch_size) ** 2
+    # Only the shape of the first argument is read.
+    tokens = learned.new_empty(1, extra + patches, learned.shape[2])
+    with torch.no_grad():
+        return model.embeddings.interpolate_pos_encoding(tokens, image_size, image_size).clone()
+
+
+def _learning_stages(trainable: str | int, stages: int) -> int:
+    """How many of the last stages learn: all of them, none, or n blocks and the norm behind them."""
+    if trainable in ("all", "none"):
+        return stages if trainable == "all" else 0
+    if isinstance(trainable, str) or not 0 < trainable <= stages - 2:
+        raise ValueError(f"vision.trainable {trainable!r}: expected all, none, or 1 to {stages - 2} last blocks")
+    return trainable + 1
