@@ -90,6 +90,25 @@ def rank_features(image_features: Tensor, text_features: Tensor, caption_to_imag
     return Ranking(*map(torch.cat, zip(*i2t, strict=True))), Ranking(*map(torch.cat, zip(*t2i, strict=True)))
 
 
+def nearest(queries: Tensor, keys: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Cosines and indices, each `(Q, min(k, C))`, of the best of `keys (C, D)` for each of `queries (Q, D)`."""
+    queries, keys = check_features(queries, "queries"), check_features(keys, "keys")
+    found = [(queries[i] @ keys.T).topk(min(k, len(keys))) for i in _spans(len(queries), chunk)]
+    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+
+
+def rerank(ranking: Ranking, scores: Tensor, own: Tensor) -> Ranking:
+    """`ranking (Q,)` after its first K candidates were put in the order of new `scores (Q, K)`.
+
+    `own (Q, K)` marks the right ones among them. A query without one keeps its place, behind those K.
+    """
+    found = own.any(1)
+    inside = compare(scores, own | ~found[:, None])
+    better = ranking.better.clamp(min=scores.shape[1])
+    outside = Ranking(better, (ranking.better + ranking.tied - better).clamp(min=0), ranking.own)
+    return Ranking(*(torch.where(found, new, old) for new, old in zip(inside, outside, strict=True)))
+
+
 def recall_at_k(image_features: Tensor, text_features: Tensor, caption_to_image: Sequence[int] | Tensor,
                 ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Recall in both directions beside its chance level.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitgen import retrieval
-from bitgen.retrieval import chance, compare, folds, interval, rank_features, ranks, recall_at_k
+from bitgen.retrieval import chance, compare, folds, interval, nearest, rank_features, ranks, recall_at_k, rerank
 
 KEYS = {f"{way}_{what}" for way in ("i2t", "t2i") for what in ("r1", "r5", "r10", "median_rank")}
 
@@ -176,6 +176,36 @@ def test_bad_k_and_bad_scores_are_named():
         ranks(torch.tensor([[0.0, float("nan")]]), [0, 0])
     with pytest.raises(ValueError, match="scores: .*\\(2,\\)"):
         ranks(torch.zeros(2), [0, 0])
+
+
+def test_nearest_are_the_first_of_the_sorted_list():
+    images, texts, _ = gallery([5] * 20)
+    scores, indices = nearest(images, texts, 7, chunk=3)
+    whole = torch.nn.functional.normalize(images, dim=1) @ torch.nn.functional.normalize(texts, dim=1).T
+    assert torch.equal(indices, whole.argsort(dim=1, descending=True)[:, :7])
+    assert torch.allclose(scores, whole.gather(1, indices))
+    assert nearest(images, texts, 500)[1].shape == (20, 100)
+
+
+def test_reranking_by_hand():
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.9, 0.8, 0.7, 0.1], [0.9, 0.8, 0.1, 0.7]])
+    own = torch.tensor([[False, True, False, False], [True, False, False, True], [False, False, True, False]])
+    first, new = compare(scores, own), torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+    assert first.ranks.tolist() == [2, 1, 4]
+    assert rerank(first, new, own[:, :2]).ranks.tolist() == [1, 2, 4]  # up, down, and not among the first two
+    assert rerank(first, scores[:, :2], own[:, :2]).ranks.tolist() == [2, 1, 4]
+
+
+def test_reranking_a_collapsed_model_scores_chance():
+    images, texts, owner = gallery([5] * 40)
+    images, texts = torch.ones_like(images), torch.ones_like(texts)
+    rankings = rank_features(images, texts, owner)
+    candidates = nearest(images, texts, 8)[1], nearest(texts, images, 8)[1]
+    own = owner[candidates[0]] == torch.arange(40)[:, None], candidates[1] == owner[:, None]
+    for name, ranking, right in zip(("i2t", "t2i"), rankings, own):
+        found = rerank(ranking, torch.zeros(right.shape), right)
+        for k in (1, 5):
+            assert found.hits(k).mean() == pytest.approx(chance(owner, 40)[f"chance_{name}_r{k}"], rel=0.3)
 
 
 def test_half_precision_features_are_compared_in_float32():
