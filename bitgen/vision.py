@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import VisionConfig
+from bitgen.config import VisionConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 DINOV2 = {"model_type": "dinov2", "patch_size": 14}
 TOWERS = {  # 0.6 M, 22 M and 86 M parameters; the last two have the sizes of the published DINOv2
@@ -25,6 +28,7 @@ TOWERS = {  # 0.6 M, 22 M and 86 M parameters; the last two have the sizes of th
 }
 CLASSES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel", "vit": "ViTModel",
            "deit": "DeiTModel"}
+OPTIONS = {"vit": {"add_pooling_layer": False}, "deit": {"add_pooling_layer": False}}
 # Entries of a transformers configuration that say nothing about the encoder.
 NOISE = {"transformers_version", "architectures", "dtype", "_name_or_path", "id2label", "label2id", "problem_type",
          "stage_names", "out_features", "out_indices"}
@@ -37,18 +41,17 @@ def resolve_tower(config: VisionConfig) -> tuple[VisionConfig, dict[str, Tensor]
     Raises `ValueError` where `pretrained` cannot be read or is no supported encoder, or the image size does not fit.
     """
     if config.pretrained is None:
-        return replace(config, tower=_tower_fields(config)), None
+        return replace(config, tower=_fields(_encoder_config(config))), None
     model = _read(config.pretrained)
-    fields = {key: value for key, value in model.config.to_diff_dict().items() if key not in NOISE}
-    resolved = replace(config, tower=fields | {"model_type": model.config.model_type, "image_size": config.image_size})
-    _check_size(resolved)
+    fields = _fields(_encoder_config(replace(config, tower=_fields(model.config))))
     weights = model.state_dict()
     weights["embeddings.position_embeddings"] = _positions(model, config.image_size)
     unused = ("pooler.", "embeddings.mask_token")
-    return resolved, {f"model.{key}": value for key, value in weights.items() if not key.startswith(unused)}
+    weights = {f"model.{key}": value for key, value in weights.items() if not key.startswith(unused)}
+    return replace(config, tower=fields), weights
 
 
-def build_tower(config: VisionConfig) -> nn.Module:
+def build_tower(config: VisionConfig) -> PreTrainedModel:
     """The transformers encoder that `config.tower` describes, or the built-in one called `config.name`.
 
     Weights are random. Raises `ValueError` for an unknown name or encoder, an image size that is no multiple of the
@@ -56,9 +59,9 @@ def build_tower(config: VisionConfig) -> nn.Module:
     """
     if config.pretrained is not None and not config.tower:
         raise ValueError(f"vision.pretrained {config.pretrained!r} is not resolved: call resolve_tower first")
-    fields = _tower_fields(config)
-    model_class, options = _encoder(fields["model_type"], "vision.tower")
-    model = model_class(model_class.config_class(**fields), **options)
+    encoder_config = _encoder_config(config)
+    model_class, options = _class(encoder_config.model_type, "vision.tower"), OPTIONS.get(encoder_config.model_type, {})
+    model = model_class(encoder_config, **options)
     model.embeddings.mask_token = None  # for masked pre-training; here it would be a parameter without a gradient
     return model
 
@@ -114,37 +117,37 @@ class VisionTower(nn.Module):
         return torch.cat([tokens[:, :1], tokens[:, -self.patches:]], dim=1)
 
 
-def _tower_fields(config: VisionConfig) -> dict[str, Any]:
-    """The transformers configuration as a dict: `config.tower`, else the built-in of that name, at `image_size`."""
+def _encoder_config(config: VisionConfig) -> PreTrainedConfig:
+    """The transformers configuration of `config.tower`, else of the built-in of that name, at `image_size`."""
     if not config.tower and config.name not in TOWERS:
         raise ValueError(f"vision.name {config.name!r}: built-in towers are {', '.join(TOWERS)}; "
                          "any other goes into vision.pretrained")
-    resolved = replace(config, tower=(config.tower or TOWERS[config.name]) | {"image_size": config.image_size})
-    _encoder(resolved.tower.get("model_type"), "vision.tower")
-    _check_size(resolved)
-    return resolved.tower
-
-
-def _check_size(config: VisionConfig) -> None:
-    size, patch = config.image_size, config.tower["patch_size"]
+    fields = (config.tower or TOWERS[config.name]) | {"image_size": config.image_size}
+    encoder_config = _class(fields.get("model_type"), "vision.tower").config_class(**fields)
+    size, patch = config.image_size, encoder_config.patch_size
     if size < patch or size % patch:
         below = max(size // patch * patch, patch)
         raise ValueError(f"vision.image_size {size} is no multiple of the tower's patch size {patch}; "
                          f"the nearest are {below} and {below + patch}")
+    return encoder_config
 
 
-def _encoder(model_type: str | None, where: str) -> tuple[type, dict[str, bool]]:
-    """The transformers class of a `model_type`, and the options it is built with."""
+def _fields(encoder_config: PreTrainedConfig) -> dict[str, Any]:
+    """What `vision.tower` keeps of a transformers configuration."""
+    return {key: value for key, value in encoder_config.to_diff_dict().items() if key not in NOISE}
+
+
+def _class(model_type: str | None, where: str) -> type[PreTrainedModel]:
+    """The transformers class of a `model_type`; `where` begins the message of the error for any other."""
     if model_type not in CLASSES:
         raise ValueError(f"{where}: model_type {model_type!r} is no supported vision encoder; "
                          f"supported: {', '.join(CLASSES)}")
     import transformers  # takes seconds, so only when a tower is built
 
-    options = {"add_pooling_layer": False} if model_type in ("vit", "deit") else {}
-    return getattr(transformers, CLASSES[model_type]), options
+    return getattr(transformers, CLASSES[model_type])
 
 
-def _read(source: str) -> nn.Module:
+def _read(source: str) -> PreTrainedModel:
     """The encoder in a folder or Hub repository, in float32, every weight of it loaded."""
     from safetensors import SafetensorError
     from transformers import AutoConfig
@@ -155,25 +158,29 @@ def _read(source: str) -> nn.Module:
         raise ValueError(f"{where}: no such folder, and no Hub id such as facebook/dinov2-small")
     location = str(path) if path.is_dir() else source
     try:
-        model_class, options = _encoder(AutoConfig.from_pretrained(location).model_type, where)
-        model, report = model_class.from_pretrained(location, dtype=torch.float32, output_loading_info=True, **options)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{where}: not readable as a transformers vision encoder: {error}") from error
+        model_type = AutoConfig.from_pretrained(location).model_type
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: no readable config.json of a transformers model: {error}") from error
+    model_class = _class(model_type, where)
+    try:
+        model, report = model_class.from_pretrained(
+            location, dtype=torch.float32, output_loading_info=True, **OPTIONS.get(model_type, {}))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{where}: weights not readable: {error}") from error
     missing = set(report["missing_keys"]) - {"embeddings.mask_token"}
     if missing:
         raise ValueError(f"{where}: {len(missing)} weights are missing, such as {min(missing)}")
     return model
 
 
-def _positions(model: nn.Module, image_size: int) -> Tensor:
+def _positions(model: PreTrainedModel, image_size: int) -> Tensor:
     """The encoder's position embeddings `(1, extra + P, D')` for square images of `image_size` pixels."""
-    learned = model.embeddings.position_embeddings.detach()
+    learned = model.embeddings.position_embeddings
     extra = learned.shape[1] - model.embeddings.patch_embeddings.num_patches
     patches = (image_size // model.config.patch_size) ** 2
-    # Only the shape of the first argument is read.
-    tokens = learned.new_empty(1, extra + patches, learned.shape[2])
+    tokens = learned.new_empty(1, extra + patches, learned.shape[2])  # only its shape is read
     with torch.no_grad():
-        return model.embeddings.interpolate_pos_encoding(tokens, image_size, image_size).clone()
+        return model.embeddings.interpolate_pos_encoding(tokens, image_size, image_size).detach()
 
 
 def _learning_stages(trainable: str | int, stages: int) -> int:
