@@ -9,11 +9,11 @@ has exactly one.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +22,21 @@ from bitgen.scene_words import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, at
 
 __all__ = ["HELD_OUT", "VERSION", "Scenes", "attributes_right", "parse", "render"]
 
-VERSION = 1  # raise it when a pixel or a caption changes: it names the cache
+VERSION = 2  # raise it when a pixel or a caption changes: it names the cache
 UNITS = 64  # layout units along a side
 SAMPLES = 4  # samples a pixel and axis
-DIAMETER = {"small": 15, "large": 26}  # units
+DIAMETER = {"small": 16, "large": 26}  # units
 MARGIN, GAP = 1, 3  # units to the border, and between objects
 JITTER = 8  # largest change of a colour channel
-DRAWS = 192  # random numbers set aside for each scene; the longest needs about 160
+DRAWS = 192  # random numbers set aside for each scene; the longest needs 150
 LIMITS = {"train": 1_000_000, "val": 20_000, "test": 5_000}  # images; val and test scenes differ pairwise in meaning
 
 # Body and ink (stripes, dots) of each colour: the ink keeps the hue and stands out from the body.
 RGB = {
-    "red": ((214, 38, 44), (255, 170, 165)), "orange": ((244, 128, 24), (122, 52, 0)),
-    "yellow": ((246, 212, 42), (140, 104, 0)), "green": ((40, 146, 62), (176, 240, 170)),
-    "cyan": ((60, 200, 216), (0, 88, 108)), "blue": ((36, 74, 208), (160, 190, 255)),
-    "purple": ((124, 44, 160), (222, 170, 246)), "pink": ((246, 130, 186), (142, 24, 88)),
+    "red": ((214, 38, 44), (255, 152, 146)), "orange": ((244, 128, 24), (122, 52, 0)),
+    "yellow": ((246, 212, 42), (140, 104, 0)), "green": ((40, 146, 62), (140, 224, 136)),
+    "cyan": ((60, 200, 216), (0, 88, 108)), "blue": ((36, 74, 208), (128, 168, 255)),
+    "purple": ((124, 44, 160), (206, 144, 238)), "pink": ((246, 130, 186), (142, 24, 88)),
 }
 GROUND_RGB = {"white": (246, 246, 246), "grey": (146, 146, 146), "black": (24, 24, 24), "beige": (226, 206, 172)}
 
@@ -122,17 +122,19 @@ def compose(split: str, count: int, seed: int) -> Iterator[tuple[dict, list[str]
     random = np.random.RandomState([seed, list(LIMITS).index(split)])
     meanings: set = set()
     while count:
-        numbers = iter(random.randint(0, 2**31, size=DRAWS, dtype=np.int64).tolist())
-
-        def below(n: int, numbers: Iterator[int] = numbers) -> int:
-            return next(numbers) % n
-
+        below = _dice(random)
         scene = _lay_out(_choose_pairs(split, below), below)
         if scene is None or (split != "train" and _meaning(scene) in meanings):
             continue
         meanings.add(_meaning(scene))
         count -= 1
         yield scene, write_captions(scene, below)
+
+
+def _dice(random: np.random.RandomState) -> Callable[[int], int]:
+    """`below(n)` for one scene; each has as many numbers, so that no scene depends on what those before it drew."""
+    numbers = iter(random.randint(0, 2**31, size=DRAWS, dtype=np.int64).tolist())
+    return lambda n: next(numbers) % n
 
 
 def _choose_pairs(split: str, below: Callable[[int], int]) -> list[tuple[str, str]]:
@@ -208,13 +210,13 @@ def draw(scene: dict, image: np.ndarray) -> dict:
     return {"objects": objects, "relation": scene["relation"], "background": scene["background"]}
 
 
-@cache
+@functools.cache
 def stamp(shape: str, texture: str, span: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
-    """How many of a pixel's 16 samples lie in the shape, how many of them in its ink, (span, span) each, and the box."""
+    """How many of a pixel's 16 samples lie in the shape, and how many in its ink, (span, span) each, and the box."""
     steps = 2 * np.arange(span * SAMPLES, dtype=np.int64) + 1 - span * SAMPLES  # odd numbers around the centre
     x, y = steps[None, :], steps[:, None]
     inside = _inside(shape, x * 1000, y * 1000, span * SAMPLES)
-    inked = inside & _inked(texture, span)
+    inked = inside & _inked(texture, x, y, span)
     cover, ink = (part.reshape(span, SAMPLES, span, SAMPLES).sum(axis=(1, 3)) for part in (inside, inked))
     columns, rows = np.flatnonzero(cover.any(axis=0)), np.flatnonzero(cover.any(axis=1))
     return cover, ink, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
@@ -244,13 +246,12 @@ def _polygon(corners: tuple[tuple[int, int], ...], x: np.ndarray, y: np.ndarray,
     return odd
 
 
-def _inked(texture: str, span: int) -> np.ndarray:
-    """Samples of a (span, span) pixel square that carry ink: stripes across, or dots on a staggered grid."""
-    steps = np.arange(span * SAMPLES)
-    x, y = steps[None, :], steps[:, None]
-    unit = max(1, 2 * SAMPLES * span // 15)
+def _inked(texture: str, x: np.ndarray, y: np.ndarray, span: int) -> np.ndarray:
+    """Whether points carry ink: in level stripes or round dots, four a side, one of them at the centre."""
+    period = max(6 * SAMPLES, span * SAMPLES // 2)  # half samples: a quarter of the side, at least 3 pixels
+    dx, dy = ((value + period // 2) % period - period // 2 for value in (x, y))
     if texture == "striped":
-        return np.broadcast_to((y // unit) % 2 == 1, (steps.size, steps.size))
+        return np.broadcast_to(4 * abs(dy) <= period, (y.size, x.size))
     if texture == "dotted":
-        return ((x // unit) % 2 == 1) & ((y // unit) % 2 == 1)
-    return np.zeros((steps.size, steps.size), dtype=bool)
+        return 9 * (dx ** 2 + dy ** 2) <= period ** 2
+    return np.zeros((y.size, x.size), dtype=bool)
