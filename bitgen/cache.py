@@ -1,0 +1,105 @@
+"""Prepared pixels: every image of a listing decoded once into a file of uint8, so that training never decodes.
+
+Layout in the cache folder: `<fingerprint>-<size>.u8` holds (N, 3, S, S) in order, `<fingerprint>-<size>.json` the
+count and the unreadable ones. The JSON is written last, each file by renaming: a half-written cache is never seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bitgen.images import BadImage, safe_open_image, to_uint8
+
+CHUNK = 256
+
+
+def cache_folder(setting: str | None) -> Path:
+    """The folder of prepared pixels: the setting, else `bitgen` under XDG_CACHE_HOME or `~/.cache`."""
+    if setting:
+        return Path(setting)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgen"
+
+
+class PixelCache:
+    """The prepared pixels of one listing at one size."""
+
+    def __init__(self, folder: Path, fingerprint: str, size: int):
+        self.size = size
+        self._pixels_file = folder / f"{fingerprint}-{size}.u8"
+        self._index_file = folder / f"{fingerprint}-{size}.json"
+
+    def open(self) -> tuple[np.ndarray, dict] | None:
+        """Read-only memory map uint8 (N, 3, S, S) and the index ({"bad": {position: reason}, ...}); None if absent."""
+        if not (self._index_file.is_file() and self._pixels_file.is_file()):
+            return None
+        index = json.loads(self._index_file.read_text(encoding="utf-8"))
+        shape = (index["count"], 3, self.size, self.size)
+        if not index["count"] or self._pixels_file.stat().st_size != np.prod(shape):
+            return None
+        index["bad"] = {int(i): reason for i, reason in index["bad"].items()}
+        return np.memmap(self._pixels_file, np.uint8, "r", shape=shape), index
+
+    def write(self, sources: Iterable[Any], count: int | None, label: str, **index: Any) -> tuple[np.ndarray, dict]:
+        """Decode `sources` (what `safe_open_image` takes, or a call that gives it) and open the result.
+
+        Unreadable images are zeros, their reasons in the index. Lists in `index` are stored as they are when all
+        sources have been taken. Raises `ValueError` naming the folder where it cannot be written or has no room.
+        """
+        folder = self._pixels_file.parent
+        partial = self._pixels_file.with_suffix(f".{os.getpid()}.part")
+        need = (count or 0) * 3 * self.size**2
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(folder).free < 1.2 * need:
+                raise OSError(f"needs {need / 1e9:.1f} GB, {shutil.disk_usage(folder).free / 1e9:.1f} GB are free")
+            with open(partial, "wb") as file:
+                written, bad = self._decode(sources, count, label, file)
+            os.replace(partial, self._pixels_file)
+            text = json.dumps({"count": written, "size": self.size, "bad": bad, **index})
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, self._index_file)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot hold the prepared images: {error}; "
+                             "choose another folder with data.cache") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return self.open()
+
+    def _decode(self, sources: Iterable[Any], count: int | None, label: str, file) -> tuple[int, dict[int, str]]:
+        """Write the pixels of all sources in order; how many there were and which were bad. Pillow frees the
+        interpreter while it decodes, so threads use all cores; chunks bound what waits in memory."""
+        bad, written, sources = {}, 0, iter(sources)
+        with ThreadPoolExecutor() as pool, tqdm(total=count, desc=f"preparing {label}", unit="image",
+                                                disable=None, leave=False) as bar:
+            while chunk := list(islice(sources, CHUNK)):
+                for pixels in pool.map(self._pixels, chunk):
+                    if isinstance(pixels, str):
+                        bad[written] = pixels
+                        pixels = np.zeros((3, self.size, self.size), np.uint8)
+                    file.write(pixels.tobytes())
+                    written += 1
+                bar.update(len(chunk))
+        return written, bad
+
+    def _pixels(self, source: Any) -> np.ndarray | str:
+        """uint8 (3, S, S) of one source, or why it has none."""
+        try:
+            image = safe_open_image(source() if callable(source) else source, at_least=2 * self.size)
+            return to_uint8(image, self.size).numpy()
+        except BadImage as error:
+            return str(error)
+
+
+def calls(read: Any, count: int) -> Iterator[Any]:
+    """`read(0)`, `read(1)`, ... as calls that have not been made yet."""
+    return (lambda i=i: read(i) for i in range(count))
