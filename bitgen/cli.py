@@ -1,0 +1,142 @@
+"""The command line: `bitgen train`, `bitgen evaluate`, `bitgen data`.
+
+Help texts are the configuration's docstrings (through tyro). Exit status 0 means that what was asked for was done;
+2 is a bad command line, 65 bad input, 74 a disk that cannot be written, 76 numbers that are not finite.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from bitgen.config import Config, DataConfig, load_preset, preset_names
+
+EXIT_INPUT = 65
+
+
+@dataclass
+class Evaluate:
+    """Retrieval, re-ranked retrieval and caption quality of a trained model on held-out images."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, checkpoint folder or Hub id."""
+    data: str = "scenes"
+    """Data set, as `data.root` of training takes it."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which part of it."""
+    json: str | None = None
+    """File that receives all numbers."""
+    picture: str | None = None
+    """PNG that receives best, typical and worst retrievals; by default `retrievals.png` in the run folder."""
+    checkpoint: str | None = None
+    """A checkpoint of the run, such as checkpoint-1000, instead of its newest weights."""
+    rerank: int = 32
+    """Candidates that matching puts into a new order; 0 leaves that out."""
+    device: str = "cpu"
+    """Device to compute on."""
+
+
+@dataclass
+class Check:
+    """Count images, captions, duplicates, unreadable files and images without captions; draw a contact sheet."""
+
+    root: tyro.conf.Positional[str]
+    """Data set, as `data.root` of training takes it."""
+    format: Literal["auto", "scenes", "karpathy", "coco", "parquet", "webdataset", "hub", "csv"] = "auto"
+    """How it is laid out."""
+    image_root: str | None = None
+    """Folder of the image files where it is not beside the captions."""
+    sheet: str = "contact-sheet.png"
+    """PNG that receives the contact sheet."""
+    json: str | None = None
+    """File that receives the report."""
+
+
+@dataclass
+class Prepare:
+    """Decode the images once into a uint8 cache, from which training reads without waiting."""
+
+    root: tyro.conf.Positional[str]
+    """Data set, as `data.root` of training takes it."""
+    image_size: int = 224
+    """Side of the prepared images, pixels."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Further data settings."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status. Bad input prints one line that says what would be right."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": train, "evaluate": evaluate, "data": data}
+    if not argv or argv[0] not in commands:
+        asked_for_help = bool(argv) and argv[0] in ("-h", "--help", "help")
+        print(f"usage: bitgen {{{','.join(commands)}}} …\n\n"
+              "  train      train a model: bitgen train --config scenes\n"
+              "  evaluate   measure it: bitgen evaluate runs/scenes --data scenes --split test\n"
+              "  data       look a data set over, or prepare it: bitgen data check FOLDER\n\n"
+              "`bitgen COMMAND --help` tells more.", file=sys.stdout if asked_for_help else sys.stderr)
+        return 0 if asked_for_help else 2
+    try:
+        return commands[argv[0]](argv[1:])
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        print(f"bitgen: {error}", file=sys.stderr)
+        return EXIT_INPUT
+
+
+def parse_config(argv: list[str]) -> Config:
+    """The configuration that `--config NAME …` and the settings after it describe.
+
+    Presets are laid over one another in the order given; `--data X` is short for `--data.root X`.
+    """
+    config, rest = Config(), []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, given, value = argument.partition("=")
+        if name == "--config":
+            config = load_preset(value if given else next(arguments, ""), config)
+        else:
+            rest.append(f"--data.root{given}{value}" if name == "--data" else argument)
+    return tyro.cli(Config, prog="bitgen train", default=config, args=rest, config=(tyro.conf.FlagConversionOff,),
+                    description=f"Train a model. --config NAME lays a preset first: {', '.join(preset_names())}, "
+                                "or the path of a YAML file.")
+
+
+def train(argv: list[str]) -> int:
+    """`bitgen train`."""
+    config = parse_config(argv)
+    from bitgen.trainer import Stop, Trainer
+
+    try:
+        Trainer(config).fit()
+    except Stop as stop:
+        print(f"bitgen: {stop}", file=sys.stderr)
+        return stop.code
+    print(f"trained: {config.output_dir}")
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """`bitgen evaluate`."""
+    options = tyro.cli(Evaluate, prog="bitgen evaluate", args=argv)
+    from bitgen import evaluate as module
+    from bitgen.data import open_data
+    from bitgen.hub import load
+
+    model, processor = load(options.run, checkpoint=options.checkpoint, device=options.device)
+    dataset = open_data(DataConfig(root=options.data), options.split, processor.vision.image_size)
+    report = module.evaluate(model, processor, dataset, rerank=options.rerank)
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return 0
+
+
+def data(argv: list[str]) -> int:
+    """`bitgen data check` and `bitgen data prepare`."""
+    command = tyro.cli(Annotated[Check | Prepare, tyro.conf.arg(name="")], prog="bitgen data", args=argv)
+    print(command)
+    return 0

@@ -1,0 +1,93 @@
+"""The losses, as pure functions of tensors.
+
+B images, N captions, M fused pairs, L tokens, D width, V vocabulary. All arithmetic is float32 or wider: at a
+logit scale of 100 neighbouring bf16 numbers are half a nat apart.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive_loss(logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """InfoNCE where a row may own several positives, none of which is a negative of another.
+
+    For each positive (r, c): `-log(exp(s_rc) / (exp(s_rc) + sum over the row's negatives of exp(s_rn)))`, averaged
+    over all positives (van den Oord et al. 2018, arXiv 1807.03748, eq. 4, one term per positive). Entries that are
+    neither positive nor negative (another caption of the same image, an equal caption) are left out.
+
+    Shape: logits (R, C) float; positive, negative (R, C) bool, disjoint; returns a scalar in nats.
+    """
+    logits = logits.float()
+    others = logits.masked_fill(~negative, torch.finfo(torch.float32).min).logsumexp(1, keepdim=True)
+    return F.softplus(others - logits)[positive].mean()
+
+
+def contrastive_chance(positive: Tensor, negative: Tensor) -> Tensor:
+    """What `contrastive_loss` gives when all logits are equal: mean of ln(1 + negatives of the row), in nats."""
+    candidates = negative.sum(1, keepdim=True).expand_as(positive)[positive]
+    return torch.log1p(candidates.float()).mean()
+
+
+def matching_loss(logits: Tensor, matched: Tensor) -> Tensor:
+    """Cross-entropy of the two-way matching head. logits (M, 2), matched (M,) bool; a scalar in nats."""
+    return F.cross_entropy(logits.float(), matched.long())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradient of `hidden @ weight.T` against targets, a few hundred rows at a time.
+
+    The (rows, V) logits of the whole batch never exist: each chunk's gradient is made while its logits are there.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, smoothing, chunk):
+        rows, vocab = len(hidden), len(weight)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+        nll, smooth = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.float32)
+        matrix = weight.to(hidden.dtype)
+        for start in range(0, rows, chunk):
+            part, target = hidden[start:start + chunk], targets[start:start + chunk, None]
+            log_p = (part @ matrix.T).float().log_softmax(1)                      # (chunk, V)
+            nll -= log_p.gather(1, target).sum()
+            smooth -= log_p.sum() / vocab
+            grad = log_p.exp_().sub_(smoothing / vocab)
+            grad.scatter_add_(1, target, grad.new_full(target.shape, smoothing - 1.0))
+            grad = grad.div_(rows).to(hidden.dtype)
+            grad_hidden[start:start + chunk] = grad @ matrix
+            grad_weight += (grad.T @ part).float()
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(nll)
+        return ((1 - smoothing) * nll + smoothing * smooth) / rows, nll / rows
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight * grad_loss, None, None, None
+
+
+def text_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.1,
+              chunk: int = 512) -> tuple[Tensor, Tensor]:
+    """Next-token cross-entropy over a tied embedding: (label-smoothed loss, un-smoothed loss without gradient).
+
+    Smoothing follows Szegedy et al. 2016 (arXiv 1512.00567, section 7): `(1 - s) nll + s / V * sum(-log p)`.
+    Hand in real tokens only, never padding.
+
+    Shape: hidden (R, D), weight (V, D), targets (R,) int64; two scalars in nats a token.
+    """
+    if not len(hidden):
+        zero = hidden.sum().float() + weight.sum() * 0.0
+        return zero, zero.detach()
+    return _LinearCrossEntropy.apply(hidden, weight, targets, smoothing, chunk)
+
+
+def smoothing_floor(vocab: int, smoothing: float) -> float:
+    """The smallest label-smoothed loss there is, in nats: the entropy of the smoothed target."""
+    if smoothing == 0:
+        return 0.0
+    right, wrong = 1 - smoothing + smoothing / vocab, smoothing / vocab
+    return -right * math.log(right) - (vocab - 1) * wrong * math.log(wrong)

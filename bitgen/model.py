@@ -1,0 +1,236 @@
+"""BitGen, the model: two towers, separate heads for contrast and fusion, episodic memory, decoder.
+
+B images, N captions, M pairs, P patches, L caption tokens, D width, K slots, V vocabulary. Methods return named
+intermediates, so that notebooks, app and health checks read what training reads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from bitgen.bitlinear import linear
+from bitgen.config import ModelConfig, VisionConfig
+from bitgen.fusion import Fusion
+from bitgen.generation import generate
+from bitgen.memory import Belief, EpisodicMemory, Reading
+from bitgen.text import TextDecoder, TextEncoder
+from bitgen.vision import VisionTower
+
+MAX_LOGIT_SCALE = 100.0
+
+
+class Encoded(NamedTuple):
+    """One modality, encoded alone: tokens (N, L, D) for fusion and decoder; feature (N, D), unit length."""
+
+    tokens: Tensor
+    feature: Tensor
+
+
+class BitGen(nn.Module, PyTorchModelHubMixin):
+    """The complete model. Building it never touches the network.
+
+    `model`, `vision`: the two parts of the configuration that a checkpoint's `config.json` holds.
+    """
+
+    tokenizer = None
+    """Set by `bitgen.load`, so that `caption` returns words."""
+
+    def __init__(self, model: ModelConfig, vision: VisionConfig):
+        super().__init__()
+        _check(model)
+        width = model.hidden_size
+        self.config = model
+        self.vision_config = vision
+        self.text = TextEncoder(model)
+        self.decoder = TextDecoder(model)
+        for module in (*self.text.modules(), *self.decoder.modules()):
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        self.vision = VisionTower(vision)
+        self.project = linear(self.vision.width, width, ternary=model.ternary)
+        self.itc_image = nn.Linear(2 * width, width)
+        self.itc_text = nn.Linear(width, width)
+        self.fusion_image = linear(width, width, ternary=model.ternary)
+        self.fusion_text = linear(width, width, ternary=model.ternary)
+        self.norm_image = nn.LayerNorm(width)
+        self.fusion = Fusion(model)
+        self.match_head = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 2))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / model.temperature)))
+        self.memory = None
+        if model.memory_slots:
+            self.memory = EpisodicMemory(width, width, model.memory_slots, model.memory_noise, model.memory_decay)
+            self.value = nn.Sequential(nn.Linear(2 * width, width), nn.LayerNorm(width, elementwise_affine=False))
+            self.reading_token = nn.Linear(width + 1, width)
+
+    # Encoders ---------------------------------------------------------------------------------------------
+
+    def image_tokens(self, pixel_values: Tensor) -> Encoded:
+        """Normalised pixels (B, 3, S, S) -> tokens (B, 1+P, D), feature (B, D) from the CLS and mean patch tokens."""
+        tokens = self.norm_image(self.project(self.vision(pixel_values)))
+        pooled = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], -1)                             # (B, 2D)
+        return Encoded(self.fusion_image(tokens), unit(self.itc_image(pooled)))
+
+    def text_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
+        """input_ids (N, L) int64, attention_mask (N, L) bool -> tokens (N, L, D), feature (N, D).
+
+        The feature is pooled after self-attention over the whole caption; padding takes no part.
+        """
+        attention_mask = attention_mask.bool()
+        tokens = self.text(input_ids, attention_mask)
+        if self.config.pooling == "first":
+            pooled = tokens[:, 0]
+        else:
+            shares = attention_mask / attention_mask.sum(1, keepdim=True)
+            pooled = (tokens * shares[..., None]).sum(1)
+        return Encoded(self.fusion_text(tokens), unit(self.itc_text(pooled)))
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised -> (B, D) float32, unit length."""
+        return self.image_tokens(pixel_values).feature
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L), (N, L) -> (N, D) float32, unit length."""
+        return self.text_tokens(input_ids, attention_mask).feature
+
+    def scale(self) -> Tensor:
+        """The logit scale, 1 / temperature, clamped to <= 100."""
+        return self.logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
+
+    # Matching ---------------------------------------------------------------------------------------------
+
+    def fuse(self, image: Tensor, text: Tensor, attention_mask: Tensor,
+             attentions: dict[str, list] | None = None) -> Tensor:
+        """Tokens of M images (M, 1+P, D) and captions (M, L, D) -> the fused code of each pair (M, 2D)."""
+        fused_image, fused_text = self.fusion(image, text, attention_mask.bool(), attentions)
+        return torch.cat([fused_text[:, 0], fused_image[:, 0]], -1)
+
+    def match_tokens(self, image: Tensor, text: Tensor, attention_mask: Tensor) -> Tensor:
+        """Tokens of M images and captions -> logits (M, 2): [no, yes]."""
+        return self.match_head(self.fuse(image, text, attention_mask)).float()
+
+    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N,) probability that image i and caption i belong together."""
+        if len(pixel_values) != len(input_ids):
+            raise ValueError(f"match: image i is matched with caption i, but there are {len(pixel_values)} images "
+                             f"and {len(input_ids)} captions")
+        image, text = self.image_tokens(pixel_values), self.text_tokens(input_ids, attention_mask)
+        return self.match_tokens(image.tokens, text.tokens, attention_mask).softmax(-1)[:, 1]
+
+    # Memory -----------------------------------------------------------------------------------------------
+
+    def fact(self, image: Encoded, text: Encoded, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What is written for M pairs: key (M, D), between both features, and value (M, D), the fused code."""
+        return pair_key(image.feature, text.feature), self.value(self.fuse(image.tokens, text.tokens, attention_mask))
+
+    def remember(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor,
+                 belief: Belief | None = None) -> Belief:
+        """`belief` (default: the prior) after writing image i with caption i. Nothing in the model changes."""
+        if self.memory is None:
+            raise ValueError("this model has no memory: model.memory_slots is 0")
+        image, text = self.image_tokens(pixel_values), self.text_tokens(input_ids, attention_mask)
+        key, value = self.fact(image, text, attention_mask)
+        return self.memory.write(self.memory.prior() if belief is None else belief, key, value)
+
+    def context(self, image: Encoded, reading: Reading | None = None) -> Tensor:
+        """What the decoder looks at (B, 1+P+1, D): image tokens, and one token of the reading (default: prior's)."""
+        if self.memory is None:
+            return image.tokens
+        if reading is None:
+            reading = self.memory.read(self.memory.prior(), image.feature)
+        described = torch.cat([reading.mean, reading.variance.log()[..., None]], -1)              # (B, D+1)
+        return torch.cat([image.tokens, self.reading_token(described)[:, None].to(image.tokens.dtype)], 1)
+
+    # Decoder ----------------------------------------------------------------------------------------------
+
+    def decode(self, input_ids: Tensor, context: Tensor) -> Tensor:
+        """Teacher-forced states (N, L, D): state i, from tokens <= i and the context (N, S, D), predicts token i+1."""
+        return self.decoder(self.text.embedding(input_ids), self.decoder.contexts(context))
+
+    def text_logits(self, pixel_values: Tensor, input_ids: Tensor, belief: Belief | None = None) -> Tensor:
+        """Logits (N, L, V) of the next token at each place, for caption i under image i."""
+        image = self.image_tokens(pixel_values)
+        return F.linear(self.decode(input_ids, self._recall(image, belief)), self.text.embedding.weight).float()
+
+    @torch.no_grad()
+    def caption_ids(self, pixel_values: Tensor, num_beams: int = 1, top_p: float | None = None,
+                    temperature: float = 1.0, max_tokens: int | None = None, belief: Belief | None = None,
+                    generator: torch.Generator | None = None) -> Tensor:
+        """Captions as tokens (B, <= max_tokens). `belief`: what the memory holds; by default nothing but its prior."""
+        limit = self.config.max_tokens - 1
+        if max_tokens is not None and not 1 <= max_tokens <= limit:
+            raise ValueError(f"max_tokens must be between 1 and {limit}, got {max_tokens}")
+        image = self.image_tokens(pixel_values)
+        state = _DecoderState(self, self._recall(image, belief))
+        return generate(state.step, len(pixel_values), bos=self.tokenizer.bos, eos=self.tokenizer.eos,
+                        max_tokens=max_tokens or min(48, limit), num_beams=num_beams, top_p=top_p,
+                        temperature=temperature, generator=generator, device=pixel_values.device)
+
+    def caption(self, pixel_values: Tensor, **how) -> list[str]:
+        """Captions of B images: greedy, `num_beams=3` for beam search, `top_p=0.9` for nucleus sampling."""
+        if self.tokenizer is None:
+            raise ValueError("this model has no tokenizer; bitgen.load sets it, or assign model.tokenizer")
+        return [self.tokenizer.decode(row.tolist()) for row in self.caption_ids(pixel_values, **how)]
+
+    def _recall(self, image: Encoded, belief: Belief | None) -> Tensor:
+        if belief is None or self.memory is None:
+            return self.context(image)
+        return self.context(image, self.memory.read(belief, image.feature))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters by part, the tied embedding once."""
+        return {name: sum(p.numel() for p in child.parameters(recurse=True)) for name, child in self.named_children()
+                if any(True for _ in child.parameters())}
+
+    def outside_tower(self) -> int:
+        """Parameters outside the vision tower."""
+        return sum(p.numel() for p in self.parameters()) - sum(p.numel() for p in self.vision.parameters())
+
+
+class _DecoderState:
+    """What `generate` carries from token to token: keys of the context, cached keys of the tokens so far."""
+
+    def __init__(self, model: BitGen, context: Tensor):
+        self.model = model
+        self.contexts = model.decoder.contexts(context)
+        self.caches: list[list] = [[] for _ in model.decoder.blocks]
+
+    def step(self, tokens: Tensor, cache: _DecoderState | None, position: int) -> tuple[Tensor, _DecoderState]:
+        """tokens (B,) at `position` -> logits (B, V) float32 of the next token, and this state."""
+        embedded = self.model.text.embedding(tokens[:, None])
+        hidden = self.model.decoder(embedded, self.contexts, self.caches)[:, -1]
+        return F.linear(hidden, self.model.text.embedding.weight).float(), self
+
+    def reorder(self, index: Tensor) -> _DecoderState:
+        """Row i continues what row index[i] was."""
+        self.contexts = [tuple(x[index] for x in pair) for pair in self.contexts]
+        self.caches = [[x[index] for x in cache] for cache in self.caches]
+        return self
+
+
+def unit(x: Tensor) -> Tensor:
+    """x (…, D) at unit length, float32."""
+    return F.normalize(x.float(), dim=-1, eps=1e-6)
+
+
+def pair_key(image_feature: Tensor, text_feature: Tensor) -> Tensor:
+    """Key (…, D) of an image with words: halfway between the two features, so that either alone finds it."""
+    return unit(image_feature + text_feature)
+
+
+def _check(config: ModelConfig) -> None:
+    if config.hidden_size % config.num_heads:
+        raise ValueError(f"model.hidden_size {config.hidden_size} is not a multiple of model.num_heads "
+                         f"{config.num_heads}")
+    low = {"hidden_size": 1, "text_layers": 1, "decoder_layers": 1, "num_heads": 1, "intermediate_size": 1,
+           "vocab_size": 2, "max_tokens": 4, "fusion_layers": 1, "memory_slots": 0}
+    for name, least in low.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"model.{name} must be at least {least}, got {getattr(config, name)}")
+    if not config.temperature >= 1 / MAX_LOGIT_SCALE:
+        raise ValueError(f"model.temperature must be at least {1 / MAX_LOGIT_SCALE}, got {config.temperature}")

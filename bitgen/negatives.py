@@ -1,0 +1,82 @@
+"""Negatives for the contrast: the queue of momentum features, the momentum copy, hard negatives for matching.
+
+B images, N captions, Q queued pairs, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureQueue(nn.Module):
+    """The newest pairs of momentum features (MoCo, arXiv 1911.05722): starts empty and grows to `capacity`.
+
+    Buffers (saved with the training state): image, text (Q, D); image_ids, caption_ids (Q,); size, head ().
+    """
+
+    def __init__(self, capacity: int, hidden_size: int):
+        super().__init__()
+        self.capacity = capacity
+        self.register_buffer("image", torch.zeros(capacity, hidden_size))
+        self.register_buffer("text", torch.zeros(capacity, hidden_size))
+        self.register_buffer("image_ids", torch.zeros(capacity, dtype=torch.int64))
+        self.register_buffer("caption_ids", torch.zeros(capacity, dtype=torch.int64))
+        self.register_buffer("size", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("head", torch.zeros((), dtype=torch.int64))
+
+    def held(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """image (n, D), text (n, D), image_ids (n,), caption_ids (n,) of the n pairs held so far."""
+        size = int(self.size)
+        return self.image[:size], self.text[:size], self.image_ids[:size], self.caption_ids[:size]
+
+    @torch.no_grad()
+    def enqueue(self, image: Tensor, text: Tensor, image_ids: Tensor, caption_ids: Tensor) -> None:
+        """Append n pairs over the oldest; of more than fit, the last `capacity` stay. Ends wrap around."""
+        pairs = [x[-self.capacity:] for x in (image, text, image_ids, caption_ids)]
+        places = (self.head + torch.arange(len(pairs[0]), device=self.head.device)) % max(self.capacity, 1)
+        for kept, new in zip((self.image, self.text, self.image_ids, self.caption_ids), pairs, strict=True):
+            kept[places] = new.to(kept.dtype)
+        self.head.copy_((self.head + len(pairs[0])) % max(self.capacity, 1))
+        self.size.copy_((self.size + len(pairs[0])).clamp(max=self.capacity))
+
+
+class MomentumCopy(nn.Module):
+    """An exponential moving average of a model's weights (ALBEF, arXiv 2107.07651, section 3.2).
+
+    The decay warms up as min(decay, (1 + t) / (10 + t)), so that the copy leaves its random start behind.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__()
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> MomentumCopy:
+        """Always in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards `model`'s parameters; buffers (the memory's sums) are copied."""
+        done = int(self.updates)
+        rate = 1 - min(self.decay, (1 + done) / (10 + done))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), rate)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
+        self.updates.add_(1)
+
+
+@torch.no_grad()
+def hard_negatives(similarity: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """One column for each row, drawn with probability proportional to softmax(similarity) over the allowed ones.
+
+    Shape: similarity (R, C) logits, allowed (R, C) bool; returns (rows (r,), columns (r,)) of the r rows that have
+    a candidate (ALBEF, arXiv 2107.07651, section 3.3).
+    """
+    rows = allowed.any(1).nonzero()[:, 0]
+    chances = similarity[rows].float().masked_fill(~allowed[rows], -torch.inf).softmax(1)
+    return rows, torch.multinomial(chances, 1)[:, 0]

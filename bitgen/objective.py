@@ -1,0 +1,202 @@
+"""The objective: the one place where model, negatives and losses meet.
+
+B images and N captions of this process, B', N' over all processes, Q queued pairs, M fused pairs, D width,
+E episodes of n images. `Objective` computes; nothing is written to queue, momentum copy or memory before
+`after_step`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from bitgen.config import LossConfig
+from bitgen.data import Batch
+from bitgen.losses import contrastive_chance, contrastive_loss, matching_loss, text_loss
+from bitgen.memory import Belief, Reading, evidence, kl_divergence, quality, read
+from bitgen.model import MAX_LOGIT_SCALE, BitGen, Encoded, pair_key
+from bitgen.negatives import FeatureQueue, MomentumCopy, hard_negatives
+
+
+class Written(NamedTuple):
+    """What an episode wrote: address (B, K) and the sums it adds."""
+
+    address: Tensor
+    added: Belief
+
+
+class Objective(nn.Module):
+    """ITC with queue, ITM with hard negatives, text reconstruction, memory KL (design: the mathematics)."""
+
+    def __init__(self, model: BitGen, config: LossConfig):
+        super().__init__()
+        self.model, self.config = model, config
+        self.momentum = MomentumCopy(model, config.momentum) if config.momentum else None
+        self.queue = FeatureQueue(config.queue, model.config.hidden_size) if config.queue else None
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Written | None]:
+        """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to remember."""
+        image = self.model.image_tokens(batch.pixel_values)
+        text = self.model.text_tokens(batch.input_ids, batch.attention_mask)
+        losses, report = {}, {}
+        with torch.autocast(image.feature.device.type, enabled=False):
+            losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, batch, report)
+        first, last = _ends(batch.image_index, len(batch.image_ids))
+        code = self._match(image, text, batch, first, similarity, allowed, losses, report)
+        reading, written = self._episode(image.feature, text.feature[first], code, first != last, losses, report)
+        if self.config.text:
+            self._reconstruct(image, reading, batch, last, losses, report)
+        losses["total"] = sum(getattr(self.config, name) * loss for name, loss in losses.items())
+        return losses, report, written
+
+    # The parts --------------------------------------------------------------------------------------------
+
+    def _contrast(self, image, text, batch, report) -> tuple[Tensor, Tensor, Tensor]:
+        """ITC over batch and queue; also logits (N, B) of this process and which of them are negatives."""
+        images, texts = _gathered(image), _gathered(text)                            # (B', D), (N', D)
+        image_ids, caption_ids = _gathered(batch.image_ids), _gathered(batch.caption_ids)
+        offset = _rank() * len(image)
+        owner = _gathered(batch.image_index + offset)                                # (N',) image of each caption
+        mine = torch.arange(len(images), device=image.device)[None] == owner[:, None]        # (N', B')
+        equal = (caption_ids[:, None] == caption_ids[None]).float() @ mine.float() > 0       # text stands under image
+        same = (image_ids[owner][:, None] == image_ids[None]) | equal                # (N', B') never negatives
+        rows = slice(_rank() * len(text), (_rank() + 1) * len(text))
+        columns = slice(offset, offset + len(image))
+        scale = self.model.scale()
+        t2i, i2t = scale * text @ images.T, scale * image @ texts.T                  # (N, B'), (B, N')
+        t2i_same, i2t_same = same[rows], same.T[columns]
+        if self.queue is not None and self.training:
+            old_images, old_texts, old_ids, old_captions = self.queue.held()
+            t2i = torch.cat([t2i, scale * text @ old_images.T], 1)                   # (N, B'+Q)
+            i2t = torch.cat([i2t, scale * image @ old_texts.T], 1)                   # (B, N'+Q)
+            words = batch.caption_ids[:, None] == old_captions[None]                 # (N, Q)
+            pictures = batch.image_ids[:, None] == old_ids[None]                     # (B, Q)
+            known = mine[rows, columns].float()
+            t2i_same = torch.cat([t2i_same, words | pictures[batch.image_index]], 1)
+            i2t_same = torch.cat([i2t_same, pictures | (known.T @ words.float() > 0)], 1)
+        t2i_positive, i2t_positive = _wider(mine[rows], t2i), _wider(mine.T[columns], i2t)
+        loss = (contrastive_loss(t2i, t2i_positive, ~t2i_same) + contrastive_loss(i2t, i2t_positive, ~i2t_same)) / 2
+        with torch.no_grad():
+            report["itc_chance"] = (contrastive_chance(t2i_positive, ~t2i_same)
+                                    + contrastive_chance(i2t_positive, ~i2t_same)) / 2
+            report["t2i"] = (t2i[:, : len(images)].argmax(1) == owner[rows]).float().mean()
+            best = i2t[:, : len(texts)].argmax(1)
+            report["i2t"] = (owner[best] == torch.arange(len(image), device=image.device) + offset).float().mean()
+            report["t2i_chance"] = report["i2t_chance"] = torch.tensor(1.0 / len(images), device=image.device)
+            report["logit_scale"] = scale.detach()
+        return loss, t2i[:, columns].detach(), ~same[rows, columns]
+
+    def _match(self, image, text, batch, first, similarity, allowed, losses, report) -> Tensor:
+        """ITM on each image's first caption, a hard negative image and a hard negative caption; codes (B, 2D)."""
+        true = torch.arange(len(first), device=first.device)
+        caption_rows, wrong_images = hard_negatives(similarity[first], allowed[first])
+        image_rows, wrong_captions = hard_negatives(similarity.T, allowed.T)
+        images = torch.cat([true, wrong_images, image_rows])                          # (M,)
+        captions = torch.cat([first, first[caption_rows], wrong_captions])
+        if not self.config.itm:
+            images, captions = images[: len(first)], captions[: len(first)]
+        code = self.model.fuse(image.tokens[images], text.tokens[captions], batch.attention_mask[captions])
+        if self.config.itm:
+            logits = self.model.match_head(code)
+            matched = torch.arange(len(images), device=first.device) < len(first)
+            losses["itm"] = matching_loss(logits, matched)
+            report["itm_acc"] = (logits.argmax(1) == matched).float().mean()
+            report["itm_acc_chance"] = 1 - matched.float().mean()
+        return code[: len(first)]
+
+    def _episode(self, image, text, code, several, losses, report) -> tuple[Reading | None, Written | None]:
+        """Write (image, first caption) of a share of the images to copies of the prior, read with images alone.
+
+        Episodes are smaller than the number of slots: K slots tell at most K facts apart.
+        """
+        memory = self.model.memory
+        if memory is None:
+            return None, None
+        with torch.autocast(image.device.type, enabled=False):
+            value = self.model.value(code.float())
+            spread = lambda x: _episodes(x, self.config.episode)                      # (B, …) -> (E, n, …)  # noqa: E731
+            kept = several & (torch.rand(len(image), device=image.device) >= self.config.left_out)
+            weight, values = spread(kept.float()), spread(value)
+            address = memory.address(pair_key(image, text).detach())
+            added = evidence(spread(address), values, memory.noise, weight)
+            prior = memory.prior()
+            belief = prior + added
+            reading = read(belief, memory.address(spread(image.detach())), memory.noise)
+            losses["memory_kl"] = kl_divergence(belief, prior).mean()
+            report["memory_quality"] = quality(value[kept].detach(), reading.mean.flatten(0, 1)[: len(image)][kept])
+        flat = Reading(*(x.flatten(0, 1)[: len(image)] for x in reading))
+        total = Belief(*(x.detach().sum(0) for x in added))
+        return flat, Written(address.detach(), total)
+
+    def _reconstruct(self, image, reading, batch, last, losses, report) -> None:
+        """The decoder on each image's last caption: real tokens only."""
+        mask = batch.attention_mask[last]
+        length = int(mask.sum(1).max())
+        ids, real = batch.input_ids[last][:, :length], mask[:, 1:length]
+        states = self.model.decode(ids[:, :-1], self.model.context(image, reading))[real]
+        losses["text"], report["text_nll"] = text_loss(states, self.model.text.embedding.weight, ids[:, 1:][real],
+                                                       self.config.label_smoothing)
+
+    # After the step ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, written: Written | None) -> None:
+        """All writes of a training step: momentum copy, then queue, then persistent memory, then the clamp."""
+        self.model.logit_scale.clamp_(max=float(torch.tensor(MAX_LOGIT_SCALE).log()))
+        if written is not None:
+            self.model.memory.remember(_gathered(written.address), Belief(*(_summed(x) for x in written.added)))
+        if self.momentum is not None:
+            self.momentum.update(self.model)
+        if self.queue is not None:
+            first, _ = _ends(batch.image_index, len(batch.image_ids))
+            encoder = self.momentum.model if self.momentum is not None else self.model
+            image = encoder.encode_image(batch.pixel_values)
+            text = encoder.encode_text(batch.input_ids[first], batch.attention_mask[first])
+            self.queue.enqueue(*(_gathered(x) for x in (image, text, batch.image_ids, batch.caption_ids[first])))
+
+
+def _ends(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """First and last caption (B,) of each image; captions stand grouped by image. Every image has one."""
+    last = torch.bincount(image_index, minlength=images).cumsum(0) - 1
+    return torch.cat([last.new_zeros(1), last[:-1] + 1]), last
+
+
+def _wider(mask: Tensor, like: Tensor) -> Tensor:
+    """mask (R, C) with false columns added up to the width of `like`."""
+    return torch.nn.functional.pad(mask, (0, like.shape[1] - mask.shape[1]))
+
+
+def _episodes(x: Tensor, size: int) -> Tensor:
+    """(B, …) -> (E, n, …) with n <= size, as even as possible, zeros behind the end."""
+    count = -(-len(x) // size)
+    length = -(-len(x) // count)
+    padding = x.new_zeros(count * length - len(x), *x.shape[1:])
+    return torch.cat([x, padding]).unflatten(0, (count, length))
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _gathered(x: Tensor) -> Tensor:
+    """x of all processes, joined along the rows; gradients reach every process."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return x
+    if x.requires_grad:
+        return torch.cat(all_gather(x.contiguous()))
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def _summed(x: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+__all__ = ["Encoded", "Objective", "Written"]
