@@ -95,8 +95,8 @@ def render(split: str, count: int, seed: int = 0, size: int = 64, cache: str | P
 def _check(split: str, count: int, seed: int, size: int) -> None:
     if split not in LIMITS:
         raise ValueError(f"scenes: unknown split {split!r}; known: {', '.join(LIMITS)}")
-    for name, value, low, high in (("count", count, 1, LIMITS[split]), ("seed", seed, 0, 2**32 - 1),
-                                   ("size", size, 24, 1024)):
+    ranges = {"count": (count, 1, LIMITS[split]), "seed": (seed, 0, 2**32 - 1), "size": (size, 24, 1024)}
+    for name, (value, low, high) in ranges.items():
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(f"scenes: {name} of {split} must be a whole number from {low} to {high}, got {value!r}")
 
