@@ -56,7 +56,7 @@ class _BitProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        tokens, token_scale = _quantise(x.flatten(0, -2), dtype)
+        tokens, token_scale = _quantise(x.reshape(-1, x.shape[-1]), dtype)
         values, weight_scale = _ternary(weight)
         values = values.to(dtype)
         ctx.save_for_backward(tokens, token_scale, values, weight_scale)
@@ -65,14 +65,14 @@ class _BitProduct(torch.autograd.Function):
         out = (tokens @ values.T) * (token_scale * weight_scale)
         if bias is not None:
             out += bias
-        return out.to(dtype).view(*x.shape[:-1], -1)
+        return out.to(dtype).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         tokens, token_scale, values, weight_scale = ctx.saved_tensors
         x_dtype, weight_dtype, bias_dtype = ctx.dtypes
-        grad = grad.flatten(0, -2)  # (T, out)
+        grad = grad.reshape(-1, grad.shape[-1])  # (T, out)
         grad_x = ((grad @ values) * weight_scale).to(x_dtype).view(ctx.shape)
         grad_weight = ((grad * token_scale).to(tokens.dtype).T @ tokens).to(weight_dtype)
         return grad_x, grad_weight, None if bias_dtype is None else grad.sum(0).to(bias_dtype), None
