@@ -1,0 +1,244 @@
+"""What a trained model can do on held-out images: retrieval, re-ranked retrieval, and the quality of its captions.
+
+N images, M captions (any number an image), L caption tokens, P patches, D width, T pairs, K candidates of a query.
+Everything is encoded once; scores of images x captions are only ever held a chunk at a time, so that COCO's
+5,000 x 25,000 fits in a few GB.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitgen import retrieval
+from bitgen.images import BadImage, normalise
+from bitgen.scenes import attributes_right
+
+FOLD, FOLDED = 1000, 5000  # COCO's 5 x 1k protocol: images a fold, and the gallery size from which it is reported
+EPISODE = 24  # images written to the memory together, as in training (`loss.episode`)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Gallery:
+    """Held-out images and all their captions, encoded once; kept on the CPU."""
+
+    image_features: Tensor
+    """(N, D), unit length."""
+    text_features: Tensor
+    """(M, D), unit length."""
+    owner: Tensor
+    """(M,) int64: the image of each caption, as an index into the N."""
+    image_tokens: Tensor
+    """(N, 1+P, D)."""
+    text_tokens: Tensor
+    """(M, L, D)."""
+    attention_mask: Tensor
+    """(M, L) bool."""
+    indices: list[int]
+    """The N readable images' places in the data set."""
+
+    def fold(self, images: slice, captions: Tensor) -> Gallery:
+        """The part with these images and the captions (indices) that belong to them."""
+        return Gallery(self.image_features[images], self.text_features[captions], self.owner[captions] - images.start,
+                       self.image_tokens[images], self.text_tokens[captions], self.attention_mask[captions],
+                       self.indices[images])
+
+
+@torch.no_grad()
+def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, device: str | None = None,
+             weight: float = 1.0, gallery: Gallery | None = None) -> dict[str, float]:
+    """Everything measured of `model` on `dataset`, as flat keys; the model is left as it was.
+
+    - `images`, `captions`, `unreadable` (images that were skipped)
+    - `i2t_r1 … t2i_median_rank`, each with `chance_` in front; `i2t_r1_low`, `…_high`: 95 % interval over images
+    - `rerank_…`: the first `rerank` candidates (0 leaves it out) put in the order of ITC logit + `weight` x ITM
+      log-odds. Both are log-odds, so the default is their plain sum; choose another weight on validation data only
+    - `fold1k_…`: the mean over folds of 1,000 images, for galleries of 5,000 and more
+    - the keys of `perplexities`, and on `scenes` those of `attributes`
+
+    `gallery`: what `encode` returned, where it is at hand. Raises `ValueError` for a data set without readable
+    images, captions that are missing, and non-finite features.
+    """
+    training, device = model.training, torch.device(device or next(model.parameters()).device)
+    model.eval().to(device)
+    gallery = gallery or encode(model, processor, dataset, batch_size, device)
+    images = len(gallery.indices)
+    report = {"images": images, "captions": len(gallery.owner), "unreadable": len(dataset) - images}
+    report |= _retrieval(model, gallery, rerank, weight, batch_size * 4, device)
+    if images >= FOLDED:
+        folds = [gallery.fold(*part) for part in retrieval.split(gallery.owner, images, FOLD)]
+        means = retrieval.mean_report([_retrieval(model, f, rerank, weight, batch_size * 4, device) for f in folds])
+        report |= {f"fold1k_{key}": value for key, value in means.items() if not key.endswith(("_low", "_high"))}
+    report |= perplexities(model, processor, dataset, device)
+    if hasattr(dataset, "truth"):
+        report |= attributes(model, processor, dataset, batch_size, device)
+    model.train(training)
+    return report
+
+
+# Retrieval ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode(model, processor, dataset, batch_size: int = 64, device: str | torch.device = "cpu") -> Gallery:
+    """The `Gallery` of a data set's readable images and all their captions. Unreadable ones are named in the log."""
+    images, indices = [], []
+    for rows, pixel_values in _batches(processor, dataset, batch_size, device, warn=True):
+        encoded = model.image_tokens(pixel_values)
+        images.append((encoded.feature.cpu(), encoded.tokens.cpu()))
+        indices += rows
+    if not indices:
+        raise ValueError(f"nothing to evaluate: none of the {len(dataset)} images of the data set can be read")
+    captions = [text for i in indices for text in dataset.captions[i]]
+    owner = torch.tensor([place for place, i in enumerate(indices) for _ in dataset.captions[i]])
+    ids, mask = _words(processor, captions, "cpu")
+    texts = []
+    for rows in torch.arange(len(captions)).split(batch_size * 4):
+        encoded = model.text_tokens(ids[rows].to(device), mask[rows].to(device))
+        texts.append((encoded.feature.cpu(), encoded.tokens.cpu()))
+    (image_features, image_tokens), (text_features, text_tokens) = (map(torch.cat, zip(*x)) for x in (images, texts))
+    return Gallery(image_features, text_features, owner, image_tokens, text_tokens, mask, indices)
+
+
+def _retrieval(model, gallery: Gallery, rerank: int, weight: float, batch_size: int, device) -> dict[str, float]:
+    """Recalls, intervals and chance levels of one gallery, by ITC and re-ranked."""
+    images, texts, owner = gallery.image_features, gallery.text_features, gallery.owner
+    i2t, t2i = retrieval.rank_features(images, texts, owner)
+    report = retrieval.chance(owner, len(images)) | _recalls("", i2t, t2i, owner)
+    if rerank:
+        report |= _recalls("rerank_", *reranked(model, gallery, i2t, t2i, rerank, weight, batch_size, device), owner)
+    return report
+
+
+def _recalls(prefix: str, i2t: retrieval.Ranking, t2i: retrieval.Ranking, owner: Tensor) -> dict[str, float]:
+    report = i2t.report(f"{prefix}i2t") | t2i.report(f"{prefix}t2i")
+    for name, ranking, cluster in (("i2t", i2t, torch.arange(len(i2t.better))), ("t2i", t2i, owner)):
+        low, high = retrieval.interval(ranking.hits(1), cluster)
+        report |= {f"{prefix}{name}_r1_low": low, f"{prefix}{name}_r1_high": high}
+    return report
+
+
+def reranked(model, gallery: Gallery, i2t: retrieval.Ranking, t2i: retrieval.Ranking, first: int = 32,
+             weight: float = 1.0, batch_size: int = 256, device="cpu") -> tuple[retrieval.Ranking, retrieval.Ranking]:
+    """Both rankings after the `first` candidates of each query were put in the order of ITC logit + weight x log-odds.
+
+    A pair that is a candidate in both directions is matched once.
+    """
+    images, texts, owner, captions = gallery.image_features, gallery.text_features, gallery.owner, len(gallery.owner)
+    i2t_itc, found_texts = retrieval.nearest(images, texts, first)                          # (N, K)
+    t2i_itc, found_images = retrieval.nearest(texts, images, first)                         # (M, K)
+    pairs = torch.cat([(torch.arange(len(images))[:, None] * captions + found_texts).flatten(),
+                       (found_images * captions + torch.arange(captions)[:, None]).flatten()])
+    unique, place = pairs.unique(return_inverse=True)
+    odds = log_odds(model, gallery, unique // captions, unique % captions, batch_size, device)[place]
+    i2t_odds, t2i_odds = odds.split([found_texts.numel(), found_images.numel()])
+    scale = model.scale().detach().cpu()
+    i2t_scores = scale * i2t_itc + weight * i2t_odds.view_as(i2t_itc)
+    t2i_scores = scale * t2i_itc + weight * t2i_odds.view_as(t2i_itc)
+    return (retrieval.rerank(i2t, i2t_scores, owner[found_texts] == torch.arange(len(images))[:, None]),
+            retrieval.rerank(t2i, t2i_scores, found_images == owner[:, None]))
+
+
+@torch.no_grad()
+def log_odds(model, gallery: Gallery, images: Tensor, captions: Tensor, batch_size: int = 256, device="cpu") -> Tensor:
+    """ITM log-odds (T,) float32 that `images (T,)` and `captions (T,)` of the gallery match; from encoded tokens.
+
+    Captions of like length go together, so that no padding is fused. Raises `ValueError` for non-finite logits.
+    """
+    lengths = gallery.attention_mask.sum(1)
+    order = (lengths[captions] * len(lengths) + captions).argsort()
+    odds = torch.empty(len(order))
+    for rows in order.split(batch_size):
+        length = int(lengths[captions[rows]].max())
+        logits = model.match_tokens(gallery.image_tokens[images[rows]].to(device),
+                                    gallery.text_tokens[captions[rows], :length].to(device),
+                                    gallery.attention_mask[captions[rows], :length].to(device)).float()
+        odds[rows] = (logits[:, 1] - logits[:, 0]).cpu()
+    if not torch.isfinite(odds).all():
+        raise ValueError(f"matching: {int((~torch.isfinite(odds)).sum())} of {len(odds)} logits are NaN or infinite")
+    return odds
+
+
+# Captions -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def perplexities(model, processor, dataset, device="cpu") -> dict[str, float]:
+    """exp of the un-smoothed cross-entropy a token, end included, of each image's last caption.
+
+    `perplexity`: with its image and an empty memory; `perplexity_blank`: with a blank image; `perplexity_shuffled`:
+    with another image; `perplexity_memory`: after the first captions of 24 images were written, read back by the
+    images alone. Images with one caption do not count there: what is written would be what is asked for.
+    `chance_perplexity`: all tokens alike. A model that looks is far better with the image than without.
+    """
+    nll, tokens = Counter(), Counter()
+    for rows, pixel_values in _batches(processor, dataset, EPISODE, device):
+        ids, mask = _words(processor, [dataset.captions[i][-1] for i in rows], device)
+        image, real = model.image_tokens(pixel_values), mask[:, 1:]
+        contexts = {"": (model.context(image), real),
+                    "_blank": (model.context(model.image_tokens(torch.zeros_like(pixel_values))), real)}
+        if len(rows) > 1:
+            contexts["_shuffled"] = model.context(type(image)(*(x.roll(1, 0) for x in image))), real
+        several = torch.tensor([len(dataset.captions[i]) > 1 for i in rows], device=device)
+        if model.memory is not None and several.any():
+            belief = model.remember(pixel_values, *_words(processor, [dataset.captions[i][0] for i in rows], device))
+            reading = model.memory.read(belief, image.feature)
+            contexts["_memory"] = model.context(image, reading), real & several[:, None]
+        for name, (context, counted) in contexts.items():
+            logits = F.linear(model.decode(ids[:, :-1], context)[counted], model.text.embedding.weight).float()
+            nll[name] += F.cross_entropy(logits, ids[:, 1:][counted], reduction="sum").item()
+            tokens[name] += int(counted.sum())
+    report = {f"perplexity{name}": torch.tensor(nll[name] / tokens[name]).exp().item() for name in nll}
+    return report | {"chance_perplexity": float(len(model.text.embedding.weight))}
+
+
+@torch.no_grad()
+def attributes(model, processor, dataset, batch_size: int = 64, device="cpu") -> dict[str, float]:
+    """Share of attributes that greedy captions get right, against `dataset.truth` (`scenes`).
+
+    `caption_colour`, `caption_shape`, `caption_relation`, and all of them together as `caption_attributes`; with
+    `chance_` in front, the same captions held against the next image: what saying the usual thing is worth.
+    """
+    said, truth = [], []
+    for rows, pixel_values in _batches(processor, dataset, batch_size, device):
+        said += model.caption(pixel_values)
+        truth += [dataset.truth[i] for i in rows]
+    return (_attribute_shares("caption_", said, truth)
+            | _attribute_shares("chance_caption_", said, truth[1:] + truth[:1]))
+
+
+def _attribute_shares(prefix: str, captions: list[str], truth: list[dict]) -> dict[str, float]:
+    counts = Counter()
+    for caption, scene in zip(captions, truth):
+        counts.update(attributes_right(caption, scene))
+    names = ("colour", "shape", "relation")
+    counts["attributes_right"] = sum(counts[f"{name}_right"] for name in names)
+    counts["attributes_total"] = sum(counts[f"{name}_total"] for name in names)
+    return {f"{prefix}{name}": counts[f"{name}_right"] / counts[f"{name}_total"] for name in (*names, "attributes")}
+
+
+def _words(processor, captions: list[str], device) -> tuple[Tensor, Tensor]:
+    """input_ids (M, L) and attention_mask (M, L) bool of captions."""
+    words = processor(text=captions)
+    return words["input_ids"].to(device), words["attention_mask"].bool().to(device)
+
+
+def _batches(processor, dataset, batch_size: int, device, warn: bool = False) -> Iterator[tuple[list[int], Tensor]]:
+    """(places in the data set, normalised pixels (B, 3, S, S)) of the images that can be read, in order."""
+    for start in range(0, len(dataset), batch_size):
+        pixels = {}
+        for i in range(start, min(start + batch_size, len(dataset))):
+            try:
+                pixels[i] = dataset.pixels(i, processor.image_size)
+            except BadImage as error:
+                log.log(logging.WARNING if warn else logging.DEBUG, "skipped %s: %s", dataset.image_ids[i], error)
+        if pixels:
+            yield list(pixels), normalise(torch.stack(list(pixels.values())).to(device), processor.mean, processor.std)

@@ -1,0 +1,251 @@
+"""Evaluation: a perfect model scores one, a bad one looks bad in every number, and nothing is changed by looking."""
+
+import re
+
+import pytest
+import torch
+
+from bitgen import retrieval
+from bitgen.config import ModelConfig, VisionConfig
+from bitgen.evaluate import attributes, encode, evaluate, log_odds, perplexities
+from bitgen.images import BadImage, normalise
+from bitgen.model import BitGen, Encoded
+from bitgen.processing import Processor
+from bitgen.scenes import render
+from bitgen.tokenizer import Tokenizer
+
+SIDE, IMAGES = 32, 48
+
+
+class Numbers:
+    """Image i is a plain grey of its own; its captions (two or three) say "picture i"."""
+
+    def __init__(self, images=IMAGES, broken=()):
+        self.broken = broken
+        self.image_ids = [f"image {i}" for i in range(images)]
+        self.captions = [[f"picture {i} {word}" for word in ("of grey", "plain", "seen")[: 2 + i % 2]]
+                         for i in range(images)]
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    def pixels(self, i, size):
+        if i in self.broken:
+            raise BadImage(f"{self.image_ids[i]}: broken")
+        return torch.full((3, size, size), i, dtype=torch.uint8)
+
+
+class Oracle(BitGen):
+    """Reads the number off pictures and captions: features and tokens are its one-hot code."""
+
+    def image_tokens(self, pixel_values):
+        scale = torch.tensor(VisionConfig().std).view(3, 1, 1) * 255
+        number = (pixel_values * scale + torch.tensor(VisionConfig().mean).view(3, 1, 1) * 255).mean((1, 2, 3))
+        return self.code(number.round().long())
+
+    def text_tokens(self, input_ids, attention_mask):
+        texts = [self.tokenizer.decode(row.tolist()) for row in input_ids]
+        code = self.code(torch.tensor([int(re.search(r"\d+", text)[0]) for text in texts]))
+        return Encoded(code.tokens.expand(-1, input_ids.shape[1], -1), code.feature)
+
+    def code(self, number):
+        code = torch.nn.functional.one_hot(number.clamp(max=63), 64).float()  # a blank image: 63
+        return Encoded(code[:, None], code)
+
+    def match_tokens(self, image, text, attention_mask):
+        agree = (image[:, 0] * text[:, 0]).sum(1)
+        return torch.stack([-agree, agree], 1) * 50
+
+
+class Collapsed(Oracle):
+    """Says the same of everything."""
+
+    def code(self, number):
+        return super().code(number * 0)
+
+
+class Blurred(Oracle):
+    """Collapsed in contrast, perfect in matching."""
+
+    def code(self, number):
+        return Encoded(super().code(number).tokens, super().code(number * 0).feature)
+
+
+class Contrary(Oracle):
+    """Perfect in contrast; matching says the opposite of the truth."""
+
+    def match_tokens(self, image, text, attention_mask):
+        return -super().match_tokens(image, text, attention_mask)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    numbers, scenes = Numbers(), render("val", 40, size=SIDE)
+    return Tokenizer.train([text for texts in numbers.captions + scenes.captions for text in texts], 300)
+
+
+def build(kind, tokenizer, **model):
+    """A small untrained model of class `kind`, and its processor."""
+    torch.manual_seed(0)
+    vision = VisionConfig(image_size=SIDE)
+    config = ModelConfig(hidden_size=64, text_layers=1, decoder_layers=1, max_tokens=48, intermediate_size=64,
+                         fusion_layers=1, vocab_size=tokenizer.vocab_size, **model)
+    made = kind(config, vision)
+    made.tokenizer = tokenizer
+    return made, Processor(tokenizer, vision, config.max_tokens)
+
+
+def test_a_perfect_model_scores_one(tokenizer):
+    report = evaluate(*build(Oracle, tokenizer), Numbers())
+    assert report["images"] == IMAGES and report["captions"] == IMAGES * 5 // 2 and report["unreadable"] == 0
+    for key in ("i2t_r1", "t2i_r1", "i2t_median_rank", "rerank_i2t_r1", "rerank_t2i_r10", "i2t_r1_low", "t2i_r1_high"):
+        assert report[key] == 1.0, key
+    assert report["chance_t2i_r1"] == pytest.approx(1 / IMAGES)
+    assert all(isinstance(value, (int, float)) for value in report.values())
+
+
+@pytest.mark.parametrize("way", ["i2t", "t2i"])
+def test_a_collapsed_model_scores_chance(tokenizer, way):
+    report = evaluate(*build(Collapsed, tokenizer), Numbers(), rerank=16)
+    for k in (1, 5, 10):
+        assert report[f"{way}_r{k}"] == pytest.approx(report[f"chance_{way}_r{k}"])
+        assert report[f"rerank_{way}_r{k}"] == pytest.approx(report[f"chance_{way}_r{k}"], rel=0.35)
+
+
+def test_a_random_model_is_near_chance(tokenizer):
+    report = evaluate(*build(BitGen, tokenizer), Numbers())
+    for way in ("i2t", "t2i", "rerank_i2t", "rerank_t2i"):
+        assert report[f"{way}_r10"] < 0.5, way  # chance: 0.21 and 0.42
+
+
+def test_reranking_is_the_matching_head_at_work(tokenizer):
+    blurred = evaluate(*build(Blurred, tokenizer), Numbers(), rerank=IMAGES * 3)
+    assert blurred["t2i_r1"] == pytest.approx(blurred["chance_t2i_r1"]) and blurred["rerank_t2i_r1"] == 1.0
+    contrary = evaluate(*build(Contrary, tokenizer), Numbers(), rerank=8)
+    assert contrary["t2i_r1"] == 1.0 and contrary["rerank_t2i_r1"] == 0.0 and contrary["rerank_i2t_r1"] == 0.0
+    trusted = evaluate(*build(Contrary, tokenizer), Numbers(), rerank=8, weight=0.01)
+    assert trusted["rerank_t2i_r1"] == 1.0  # 0.01 x 100 nats weigh less than a cosine of 1 at temperature 0.07
+    assert not any("rerank" in key for key in evaluate(*build(Oracle, tokenizer), Numbers(), rerank=0))
+
+
+def test_log_odds_agree_with_match(tokenizer):
+    model, processor = build(BitGen, tokenizer)
+    model.eval()
+    data = Numbers(6)
+    gallery = encode(model, processor, data, batch_size=4)
+    images, captions = torch.tensor([0, 5, 2, 2, 3]), torch.tensor([14, 0, 3, 9, 7])
+    found = log_odds(model, gallery, images, captions, batch_size=2)
+    texts = [text for each in data.captions for text in each]
+    pixels = torch.stack([data.pixels(int(i), SIDE) for i in images])
+    with torch.no_grad():
+        expected = model.match(normalise(pixels, processor.mean, processor.std),
+                               **processor(text=[texts[i] for i in captions]))
+    assert torch.allclose(found.sigmoid(), expected, atol=1e-5)
+
+
+def test_unreadable_images_are_skipped_counted_and_named(tokenizer, caplog):
+    report = evaluate(*build(Oracle, tokenizer), Numbers(broken=(3, 10)))
+    assert report["unreadable"] == 2 and report["images"] == IMAGES - 2 and report["t2i_r1"] == 1.0
+    assert "image 10: broken" in caplog.text
+    with pytest.raises(ValueError, match="none of the 2 images"):
+        evaluate(*build(Oracle, tokenizer), Numbers(2, broken=(0, 1)))
+
+
+def test_features_that_are_not_finite_are_refused(tokenizer):
+    model, processor = build(BitGen, tokenizer)
+    with torch.no_grad():
+        model.itc_text.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="text_features: .*NaN"):
+        evaluate(model, processor, Numbers(4))
+
+
+def test_evaluation_changes_nothing_and_repeats(tokenizer):
+    model, processor = build(BitGen, tokenizer, dropout=0.5)
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    first, second = (evaluate(model, processor, Numbers(30), batch_size=size) for size in (7, 7))
+    assert first == second and model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_folds_are_reported_for_large_galleries(tokenizer, monkeypatch):
+    monkeypatch.setattr("bitgen.evaluate.FOLD", 10)
+    monkeypatch.setattr("bitgen.evaluate.FOLDED", 20)
+    model, processor = build(Collapsed, tokenizer)
+    report = evaluate(model, processor, Numbers(25))
+    gallery = encode(model, processor, Numbers(25))
+    expected = retrieval.folds(gallery.image_features, gallery.text_features, gallery.owner, size=10)
+    assert report["fold1k_t2i_r1"] == pytest.approx(expected["t2i_r1"]) == pytest.approx(0.1)
+    assert report["fold1k_chance_i2t_r5"] == pytest.approx(expected["chance_i2t_r5"])
+    assert "fold1k_rerank_i2t_r1" in report and "fold1k_t2i_r1" not in evaluate(model, processor, Numbers(19))
+
+
+def test_perplexity_of_an_untrained_model_is_that_of_guessing(tokenizer):
+    report = perplexities(*build(BitGen, tokenizer), Numbers(30))
+    assert set(report) == {"perplexity", "perplexity_blank", "perplexity_shuffled", "perplexity_memory",
+                           "chance_perplexity"}
+    for key in report:
+        assert report[key] == pytest.approx(tokenizer.vocab_size, rel=0.1), key
+
+
+def test_perplexity_sees_whether_the_image_helps(tokenizer):
+    class Looking(BitGen):
+        """Knows the caption where it sees the right picture (its mean is the number), and guesses elsewhere."""
+
+        def image_tokens(self, pixel_values):
+            seen = (pixel_values.mean((1, 2, 3)) * 1000).round()
+            return Encoded(seen.view(-1, 1, 1).expand(-1, 1, 64), torch.eye(64)[: len(seen)])
+
+        def decode(self, input_ids, context):
+            right = self.known.get(tuple(context[:, 0, 0].tolist()))
+            return self.answer if right else torch.zeros(*input_ids.shape, 64)
+
+    model, processor = build(Looking, tokenizer, memory_slots=0)
+    data = Numbers(4)
+    ids = processor(text=[texts[-1] for texts in data.captions])["input_ids"]
+    weight = torch.nn.functional.normalize(torch.randn(tokenizer.vocab_size, 64), dim=1)
+    model.text.embedding.weight.data = weight
+    model.answer = weight[ids[:, 1:]] * 100
+    pixels = torch.stack([data.pixels(i, SIDE) for i in range(4)])
+    seen = model.image_tokens(normalise(pixels, processor.mean, processor.std)).tokens[:, 0, 0]
+    model.known = {tuple(seen.tolist()): True}
+    report = perplexities(model, processor, data)
+    assert report["perplexity"] == pytest.approx(1, abs=0.01) and "perplexity_memory" not in report
+    assert report["perplexity_blank"] == report["perplexity_shuffled"] == pytest.approx(tokenizer.vocab_size)
+
+
+class Drawn:
+    """A few scenes as a data set with its truth."""
+
+    def __init__(self, count=30):
+        scenes = render("val", count, size=SIDE)
+        self.images, self.captions, self.truth, self.image_ids = (
+            scenes.pixels, scenes.captions, scenes.truth, scenes.image_ids)
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    def pixels(self, i, size):
+        return torch.from_numpy(self.images[i].copy())
+
+
+def test_attributes_of_right_constant_and_empty_captions(tokenizer):
+    model, processor = build(BitGen, tokenizer)
+    data = Drawn()
+    told = iter([texts[0] for texts in data.captions])
+    model.caption = lambda pixel_values: [next(told) for _ in pixel_values]
+    right = attributes(model, processor, data, batch_size=8)
+    assert all(right[f"caption_{name}"] == 1.0 for name in ("colour", "shape", "relation", "attributes"))
+    assert right["chance_caption_attributes"] < 0.5
+    model.caption = lambda pixel_values: [data.captions[0][0]] * len(pixel_values)
+    constant = attributes(model, processor, data)
+    assert constant["caption_attributes"] < 0.5
+    assert constant["caption_attributes"] == pytest.approx(constant["chance_caption_attributes"])
+    model.caption = lambda pixel_values: [""] * len(pixel_values)
+    assert attributes(model, processor, data)["caption_attributes"] == 0
+
+
+def test_an_untrained_model_on_scenes_looks_untrained(tokenizer):
+    report = evaluate(*build(BitGen, tokenizer), Drawn(), rerank=8)
+    assert report["caption_attributes"] < 0.3 and report["t2i_r1"] < 0.3 and report["rerank_t2i_r1"] < 0.3
+    assert report["perplexity"] > 0.8 * tokenizer.vocab_size
