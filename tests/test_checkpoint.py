@@ -1,0 +1,319 @@
+"""Checkpoints: crashes at every step of a save, damage to every byte, full disks, rotation."""
+
+import errno
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bitgen.checkpoint import CheckpointError, newest, publish, rotate, save, verify
+
+
+class Killed(BaseException):
+    """The process is gone: no `except Exception` sees it, and nothing reaches the disk after it."""
+
+
+def writers(step: int, size: int = 300) -> dict:
+    """Two files whose content follows from the step."""
+    content = {"model.safetensors": bytes([step % 251]) * size, "metrics.json": b'{"step": %d}' % step}
+    return {name: lambda path, data=data: path.write_bytes(data) for name, data in content.items()}
+
+
+def steps(run: Path) -> set[int]:
+    return {int(p.name.split("-")[1]) for p in run.glob("checkpoint-*") if p.name.split("-")[1].isdigit()}
+
+
+def assert_content(folder: Path, step: int) -> None:
+    assert (folder / "model.safetensors").read_bytes() == bytes([step % 251]) * 300
+    assert (folder / "metrics.json").read_bytes() == b'{"step": %d}' % step
+
+
+def die_at(monkeypatch, k: int) -> None:
+    """From the k-th call on, everything that changes the disk raises `Killed`."""
+    calls = 0
+
+    def wrap(function):
+        def called(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls > k:
+                raise Killed
+            return function(*args, **kwargs)
+        return called
+
+    for owner, names in ((os, ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")),
+                         (Path, ("write_bytes", "write_text", "unlink")), (shutil, ("copyfile",))):
+        for name in names:
+            monkeypatch.setattr(owner, name, wrap(getattr(owner, name)))
+
+
+def crash_points(monkeypatch, tmp_path: Path, prepare, act):
+    """Yields a prepared run folder after `act` was killed at its k-th change, for every k until `act` ends unharmed."""
+    for k in range(1000):
+        run = tmp_path / f"killed-{k}"
+        prepare(run)
+        with monkeypatch.context() as patch:
+            die_at(patch, k)
+            try:
+                act(run)
+            except Killed:
+                finished = False
+            else:
+                finished = True
+        yield run
+        if finished:
+            assert k > 8, "too few crash points: is the writer still wrapped?"
+            return
+
+
+# Saving and reading -----------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_whole_and_newest(tmp_path):
+    assert newest(tmp_path / "nothing") == (None, [])
+    for step in (1, 2, 10):
+        folder = save(tmp_path / "run", step, writers(step))
+        verify(folder)
+        assert_content(folder, step)
+        assert newest(tmp_path / "run") == (folder, [])
+    assert sorted(p.name for p in folder.iterdir()) == ["MANIFEST.json", "metrics.json", "model.safetensors"]
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_writer_may_put_files_beside_its_own(tmp_path):
+    def write(path):
+        path.write_text("a")
+        path.with_name("beside.json").write_text("b")
+
+    folder = save(tmp_path, 1, {"main.json": write})
+    (folder / "beside.json").write_text("c")
+    with pytest.raises(CheckpointError, match="beside.json is damaged"):
+        verify(folder)
+
+
+def test_killed_at_every_point_of_a_save(tmp_path, monkeypatch):
+    def prepare(run):
+        save(run, 1, writers(1))
+
+    for run in crash_points(monkeypatch, tmp_path, prepare, lambda run: save(run, 2, writers(2), keep=1)):
+        folder, rejected = newest(run)
+        assert folder.name in ("checkpoint-1", "checkpoint-2") and rejected == []
+        assert_content(folder, int(folder.name[-1]))
+        assert_content(save(run, 2, writers(2), keep=1), 2)  # the next try is not in the way of the last
+        assert sorted(p.name for p in run.iterdir()) == ["checkpoint-2"]
+
+
+def test_killed_at_every_point_while_the_only_checkpoint_is_replaced(tmp_path, monkeypatch):
+    def prepare(run):
+        save(run, 1, writers(1))
+
+    def act(run):
+        save(run, 1, writers(1) | {"again": lambda path: path.write_text("x")}, keep=1)
+
+    for run in crash_points(monkeypatch, tmp_path, prepare, act):
+        folder, rejected = newest(run)
+        assert rejected == []
+        assert_content(folder, 1)
+        save(run, 2, writers(2), keep=1)
+        assert steps(run) == {2} and not list(run.glob("*.old")) and not list(run.glob("*.tmp"))
+
+
+def test_killed_at_every_point_of_publishing(tmp_path, monkeypatch):
+    names = ("model.safetensors", "metrics.json")
+
+    def prepare(run):
+        save(run, 1, writers(1))
+        publish(run / "checkpoint-1", names, run)
+        save(run, 2, writers(2))
+
+    for k in range(100):
+        run = tmp_path / f"{k}"
+        prepare(run)
+        with monkeypatch.context() as patch:
+            die_at(patch, k)
+            try:
+                publish(run / "checkpoint-2", names, run)
+            except Killed:
+                finished = False
+            else:
+                finished = True
+        for name in names:  # each file is the old or the new one, never a part of either
+            assert (run / name).read_bytes() in [(run / f"checkpoint-{s}" / name).read_bytes() for s in (1, 2)]
+        if finished:
+            assert_content(run, 2)
+            break
+    assert finished and k > 5
+
+
+# Damage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "MANIFEST.json"])
+def test_torn_or_flipped_files_fall_back_and_are_named(tmp_path, name):
+    first, second = save(tmp_path, 1, writers(1)), save(tmp_path, 2, writers(2))
+    whole = (second / name).read_bytes()
+    flips = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1:] for i in range(len(whole))]
+    for damaged in [whole[:n] for n in (0, 1, len(whole) // 2, len(whole) - 1)] + flips:
+        (second / name).write_bytes(damaged)
+        folder, rejected = newest(tmp_path)
+        assert folder == first
+        assert [path for path, _ in rejected] == [second] and name in rejected[0][1]
+    (second / name).unlink()
+    folder, [(path, reason)] = newest(tmp_path)
+    assert (folder, path) == (first, second) and f"{name} is missing" in reason
+
+
+def test_all_damaged_gives_none_and_deletes_nothing(tmp_path):
+    folders = [save(tmp_path, step, writers(step)) for step in (1, 2, 3)]
+    for folder in folders:
+        (folder / "model.safetensors").write_bytes(b"?" * 300)
+    found, rejected = newest(tmp_path)
+    assert found is None and [path for path, _ in rejected] == folders[::-1]
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_renamed_checkpoint_is_rejected(tmp_path):
+    save(tmp_path, 1, writers(1)).rename(tmp_path / "checkpoint-7")
+    assert newest(tmp_path) == (None, [(tmp_path / "checkpoint-7", "MANIFEST.json is of step 1")])
+
+
+def test_a_damaged_checkpoint_is_replaced_by_its_step_done_again(tmp_path):
+    save(tmp_path, 1, writers(1))
+    (save(tmp_path, 2, writers(2)) / "MANIFEST.json").write_text("{")
+    assert newest(tmp_path)[0].name == "checkpoint-1"
+    assert newest(save(tmp_path, 2, writers(2)).parent) == (tmp_path / "checkpoint-2", [])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+# Failing saves ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos")])
+def test_a_failed_write_costs_nothing_but_the_save(tmp_path, error):
+    save(tmp_path, 1, writers(1))
+
+    def fail(path):
+        path.write_bytes(b"x" * 500)
+        raise error
+
+    with pytest.raises(CheckpointError) as caught:
+        save(tmp_path, 2, writers(2) | {"last.pt": fail})
+    free = shutil.disk_usage(tmp_path).free
+    assert caught.value.path == tmp_path / "checkpoint-2" and caught.value.needed >= 800
+    assert caught.value.free == pytest.approx(free, rel=0.1)
+    assert all(part in str(caught.value) for part in ("checkpoint-2", "bytes needed", "bytes free", str(error)))
+    assert newest(tmp_path) == (tmp_path / "checkpoint-1", []) and steps(tmp_path) == {1}
+    assert not list(tmp_path.glob("*.tmp"))
+    assert_content(save(tmp_path, 2, writers(2)), 2)
+
+
+def test_every_system_call_may_fail(tmp_path, monkeypatch):
+    """An error (not a crash) at any point: `CheckpointError` or success, and something good always stands."""
+    for name in ("mkdir", "rename", "fsync"):
+        for k in range(20):
+            run, calls, real = tmp_path / f"{name}-{k}", 0, getattr(os, name)
+            save(run, 1, writers(1))
+
+            def fail(*args, k=k, real=real):
+                nonlocal calls
+                calls += 1
+                if calls == k + 1:
+                    raise OSError(errno.EIO, "Input/output error")
+                return real(*args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, name, fail)
+                try:
+                    save(run, 2, writers(2), keep=1)
+                except CheckpointError as error:
+                    assert "Input/output error" in str(error)
+            folder, rejected = newest(run)
+            assert rejected == [] and not list(run.glob("*.tmp"))
+            assert_content(folder, int(folder.name[-1]))
+            if calls <= k:
+                break
+        assert calls, f"os.{name} is not called"
+
+
+def test_free_space_is_checked_before_anything_is_written(tmp_path, monkeypatch):
+    save(tmp_path, 1, writers(1))
+    size = sum(len((tmp_path / "checkpoint-1" / name).read_bytes()) for name in writers(1))
+    started = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, int(1.2 * size) - 1))
+    with pytest.raises(CheckpointError, match="too little free space") as caught:
+        save(tmp_path, 2, {"a": started.append})
+    assert (caught.value.needed, caught.value.free) == (int(1.2 * size), int(1.2 * size) - 1) and not started
+    with pytest.raises(CheckpointError, match="too little free space"):
+        save(tmp_path / "first", 1, writers(1), estimate=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, int(1.2 * size)))
+    save(tmp_path, 2, writers(2))
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(CheckpointError, match="checkpoint-1"):
+        save(tmp_path / "run", 1, writers(1))
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_read_only_folder(tmp_path):
+    save(tmp_path, 1, writers(1))
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(CheckpointError, match="Permission denied"):
+            save(tmp_path, 2, writers(2))
+    finally:
+        tmp_path.chmod(0o755)
+    assert newest(tmp_path) == (tmp_path / "checkpoint-1", [])
+
+
+# Rotation ---------------------------------------------------------------------------------------------------
+
+
+def test_rotation_keeps_the_newest_and_the_best_over_random_schedules(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # order matters here, not durability
+    rng = random.Random(0)
+    for schedule in range(200):
+        run, keep = tmp_path / f"{schedule}", rng.choice((1, 2, 5))
+        for old in rng.sample(range(100, 1000, 100), rng.randint(0, 3)):  # another run was here, with higher steps
+            save(run, old, writers(old), keep=5)
+        saved, best = [], None
+        for step in sorted(rng.sample(range(1, 60), rng.randint(1, 8))):
+            saved.append(step)
+            best = step if best is None or rng.random() < 0.2 else best
+            save(run, step, writers(step), keep=keep, best_step=best)
+            assert set(saved[-keep:]) | {best} <= steps(run)
+            assert newest(run) == (run / f"checkpoint-{step}", [])
+        assert len(steps(run)) <= keep + 1
+        for folder in run.iterdir():
+            verify(folder)
+
+
+def test_rotation_deletes_nothing_before_the_new_one_verified(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step, writers(step))
+
+    def lose(path):
+        path.write_bytes(b"x")
+        path.with_name("model.safetensors").unlink()
+
+    with pytest.raises(CheckpointError):
+        save(tmp_path, 3, writers(3) | {"z": lose, "y": lose}, keep=1)
+    assert steps(tmp_path) == {1, 2}
+
+
+def test_rotation_leaves_what_is_not_ours(tmp_path):
+    foreign = tmp_path / "checkpoint-50"
+    foreign.mkdir()
+    (foreign / "weights.bin").write_bytes(b"someone's")
+    (tmp_path / "checkpoint-notes").mkdir()
+    for step in range(1, 5):
+        save(tmp_path, step, writers(step), keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-50", "checkpoint-notes"]
+    folder, [(rejected, reason)] = newest(tmp_path)
+    assert folder.name == "checkpoint-4" and rejected == foreign and "MANIFEST.json is missing" in reason
+    with pytest.raises(ValueError, match="got 0"):
+        rotate(tmp_path, keep=0)
