@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 EPS = 1e-5  # smallest scale, so that zero weights and zero tokens stay zero
 LEVELS = 127  # largest 8-bit activation
-UNIT = 2.0**-7  # activations are kept as multiples of this: exact in bf16, and sums stay inside fp16's range
+UNIT = 2.0**-7  # ternary weights are multiplied by this: exact in any precision, and sums stay inside fp16's range
 
 
 def linear(in_features: int, out_features: int, bias: bool = True, ternary: bool = False) -> nn.Linear:
@@ -45,10 +45,10 @@ def _ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale).round_().clamp_(-1, 1), scale
 
 
-def _quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Absmax quantisation of each token of `(T, in)`: integers in [-127, 127] times `UNIT`, and `(T, 1)` scales."""
+def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Absmax quantisation of each token of `(T, in)`: whole numbers in [-127, 127], and `(T, 1)` scales; float32."""
     peak = x.abs().amax(-1, keepdim=True).float().clamp_(min=EPS)
-    return (x * (LEVELS / peak)).round_().mul_(UNIT).to(dtype), peak / (LEVELS * UNIT)
+    return (x * (LEVELS / peak)).round_(), peak / LEVELS
 
 
 class _BitProduct(torch.autograd.Function):
@@ -56,15 +56,14 @@ class _BitProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        tokens, token_scale = _quantise(x.reshape(-1, x.shape[-1]), dtype)
+        tokens, token_scale = _quantise(x.reshape(-1, x.shape[-1]))
         values, weight_scale = _ternary(weight)
-        values = values.to(dtype)
+        tokens, values, weight_scale = tokens.to(dtype), (values * UNIT).to(dtype), weight_scale / UNIT
         ctx.save_for_backward(tokens, token_scale, values, weight_scale)
         ctx.shape, ctx.dtypes = x.shape, (x.dtype, weight.dtype, None if bias is None else bias.dtype)
-        # Integers times {-1, 0, 1} sum without rounding in float32, so the order of summation cannot matter.
-        out = (tokens @ values.T) * (token_scale * weight_scale)
-        if bias is not None:
-            out += bias
+        # Whole numbers up to 127 are exact in bf16, and their sums in float32: the order of summation cannot matter.
+        product, scale = tokens @ values.T, token_scale * weight_scale
+        out = product * scale if bias is None else torch.addcmul(bias, product, scale)
         return out.to(dtype).view(*x.shape[:-1], len(weight))
 
     @staticmethod
@@ -73,6 +72,6 @@ class _BitProduct(torch.autograd.Function):
         tokens, token_scale, values, weight_scale = ctx.saved_tensors
         x_dtype, weight_dtype, bias_dtype = ctx.dtypes
         grad = grad.reshape(-1, grad.shape[-1])  # (T, out)
-        grad_x = ((grad @ values) * weight_scale).to(x_dtype).view(ctx.shape)
-        grad_weight = ((grad * token_scale).to(tokens.dtype).T @ tokens).to(weight_dtype)
+        grad_x = (grad @ (values * weight_scale)).to(x_dtype).view(ctx.shape)
+        grad_weight = ((grad * token_scale.to(grad.dtype)).T @ tokens).to(weight_dtype)
         return grad_x, grad_weight, None if bias_dtype is None else grad.sum(0).to(bias_dtype), None
