@@ -23,10 +23,7 @@ class Processor:
     """
 
     def __init__(self, tokenizer: Tokenizer, vision: VisionConfig, max_tokens: int):
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
-        self.image_size = vision.image_size
-        self.mean, self.std = tuple(vision.mean), tuple(vision.std)
+        self.tokenizer, self.vision, self.max_tokens = tokenizer, vision, max_tokens
 
     def __call__(self, images: Sequence[Image.Image | str | Path | bytes] | None = None,
                  text: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
@@ -45,14 +42,15 @@ class Processor:
     def _pixel_values(self, images: Sequence[Image.Image | str | Path | bytes]) -> torch.Tensor:
         if isinstance(images, (Image.Image, str, Path, bytes)) or not len(images):
             raise ValueError(f"images: expected a list of at least one, got {type(images).__name__}; write [image]")
-        pixels = [to_uint8(safe_open_image(image, at_least=2 * self.image_size), self.image_size) for image in images]
-        return normalise(torch.stack(pixels), self.mean, self.std)
+        size = self.vision.image_size
+        pixels = [to_uint8(safe_open_image(image, at_least=2 * size), size) for image in images]
+        return normalise(torch.stack(pixels), self.vision.mean, self.vision.std)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and preprocessor_config.json into `folder`."""
         self.tokenizer.save(folder)
-        values = {"image_size": self.image_size, "image_mean": list(self.mean), "image_std": list(self.std),
-                  "max_tokens": self.max_tokens}
+        values = {"image_size": self.vision.image_size, "image_mean": list(self.vision.mean),
+                  "image_std": list(self.vision.std), "max_tokens": self.max_tokens}
         (Path(folder) / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

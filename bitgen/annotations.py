@@ -1,0 +1,207 @@
+"""Captions in JSON or CSV beside a folder of images: Karpathy's splits, COCO's captions_*.json, and plain CSV.
+
+Files come from strangers: whatever is wrong in one is a `ValueError` of one line naming the file, the record and the
+key; and no image outside the image folder is ever opened, by `..`, an absolute path or a symbolic link.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bitgen.listing import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    SPLITS,
+    Listing,
+    Splits,
+    as_captions,
+    by_split,
+    column,
+    digest,
+    grouped,
+)
+
+KARPATHY_SPLITS = {**{split: split for split in SPLITS}, "restval": "train"}
+
+
+def karpathy_splits(root: Path, image_root: str | None) -> Splits:
+    """`dataset*.json` of Karpathy and Fei-Fei 2015 (arXiv 1412.2306): `images[]` with `filename`, `filepath` (COCO),
+    `split` (restval is training) and `sentences[].raw`."""
+    path = root
+    if root.is_dir():
+        path = _only(sorted(root.glob("dataset*.json")) or sorted(root.glob("*.json")), "JSON file")
+    content = _load_json(path)
+    folder = _image_folder(image_root, [path.parent / "images", path.parent])
+    rows: dict[str, list] = {}
+    for i, record in enumerate(_records(content, "images", path)):
+        where = f"{path}: images[{i}]"
+        name = _value(record, "filename", str, where)
+        if "filepath" in record:
+            name = f"{_value(record, 'filepath', str, where)}/{name}"
+        split = KARPATHY_SPLITS.get(record.get("split", "train"))
+        if split is None:
+            raise ValueError(f"{where}.split: expected {', '.join(KARPATHY_SPLITS)}, got {record['split']!r}")
+        captions = as_captions(_value(record, "sentences", list, where), f"{where}.sentences")
+        rows.setdefault(split, []).append((name, captions, _inside(folder, name, where)))
+    return {split: functools.partial(_listing, some) for split, some in rows.items()}
+
+
+def coco_splits(root: Path, image_root: str | None) -> Splits:
+    """`captions_<split>*.json` in a folder or its `annotations/`, the images of each in a folder of its name."""
+    files = [root]
+    if root.is_dir():
+        files = [file for part in ("", "annotations") for file in (root / part).glob("captions_*.json")]
+    named = by_split(Path(file.name.removeprefix("captions_")) for file in files)
+    files = {file.name.removeprefix("captions_"): file for file in files}
+    return {split: functools.partial(read_coco, files[_only(some, f"{split} file").name], image_root)
+            for split, some in named.items()}
+
+
+def read_coco(path: Path, image_root: str | None = None) -> Listing:
+    """COCO's caption annotations: `images[]` with `id` and `file_name`, `annotations[]` with `image_id`, `caption`.
+
+    Images without a caption stay in the listing, with none. Raises `ValueError` for a record that is not as it
+    should be, an id that comes twice, or an annotation of an image that is not listed.
+    """
+    content = _load_json(path)
+    base = path.parent.parent if path.parent.name == "annotations" else path.parent
+    name = path.stem.removeprefix("captions_")
+    folder = _image_folder(image_root, [base / name, base / "images" / name, base / "images", base])
+    captions: dict[int, list[str]] = {}
+    places = []
+    for i, record in enumerate(_records(content, "images", path)):
+        where = f"{path}: images[{i}]"
+        number = _value(record, "id", int, where)
+        if number in captions:
+            raise ValueError(f"{where}.id: {number} has been given to an image before")
+        captions[number] = []
+        places.append(_inside(folder, _value(record, "file_name", str, where), where))
+    seen = set()
+    for i, record in enumerate(_records(content, "annotations", path)):
+        where = f"{path}: annotations[{i}]"
+        number = _value(record, "image_id", int, where)
+        if number not in captions:
+            raise ValueError(f"{where}.image_id: no image has the id {number}")
+        if "id" in record and _value(record, "id", int, where) in seen:
+            raise ValueError(f"{where}.id: {record['id']} has been given to an annotation before")
+        seen.add(record.get("id"))
+        captions[number].append(_value(record, "caption", str, where))
+    return _listing([(str(number), texts, place) for (number, texts), place
+                     in zip(captions.items(), places, strict=True)])
+
+
+def csv_splits(root: Path, image_root: str | None) -> Splits:
+    """`<split>*.csv` (or .txt, as Flickr8k's captions.txt) in a folder; one file of another name is training data."""
+    files = [root] if root.is_file() else sorted(root.glob("*.csv")) or sorted(root.glob("*.txt"))
+    return {split: functools.partial(read_csv, _only(some, f"{split} file"), image_root)
+            for split, some in by_split(files).items()}
+
+
+def read_csv(path: Path, image_root: str | None = None) -> Listing:
+    """CSV with a header: a column image, filename or file_name, and a column caption or captions (one caption, or a
+    JSON list of them). Rows of the same image are one image."""
+    folder = _image_folder(image_root, [path.parent / "images", path.parent / "Images", path.parent])
+    rows = []
+    for i, row in enumerate(_csv_rows(path)):
+        where = f"{path}: row {i}"
+        if not rows:
+            image, caption = column(row, IMAGE_COLUMNS, str(path)), column(row, CAPTION_COLUMNS, str(path))
+        if None in row or None in row.values():
+            raise ValueError(f"{where}: expected as many fields as the header has; quote a caption that holds commas")
+        texts = [row[caption]]
+        if row[caption].startswith("["):
+            try:
+                texts = as_captions(json.loads(row[caption]), f"{where}.{caption}")
+            except json.JSONDecodeError:
+                texts = [row[caption]]  # a caption may begin with a bracket
+        rows.append((row[image], texts, _inside(folder, row[image], f"{where}.{image}")))
+    return _listing(rows)
+
+
+def _csv_rows(path: Path) -> Iterator[dict]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield from csv.DictReader(file)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as CSV in UTF-8: {error}") from None
+
+
+def _load_json(path: Path) -> dict:
+    """The object in a JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, NaN, giant integers; nesting
+        raise ValueError(f"{path}: not valid JSON in UTF-8: {str(error)[:200]}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object with a list 'images', got a {type(content).__name__}")
+    return content
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _records(content: dict, key: str, path: Path) -> list[dict]:
+    """The list of objects under a key."""
+    records = content.get(key)
+    if not isinstance(records, list):
+        found = "nothing" if records is None else f"a {type(records).__name__}"
+        raise ValueError(f"{path}: {key}: expected a list of records, got {found}")
+    for i, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}: {key}[{i}]: expected an object, got {str(record)[:80]!r}")
+    return records
+
+
+def _value(record: dict, key: str, kind: type, where: str) -> Any:
+    """A value of exactly this kind (true is no id, "1" neither)."""
+    if type(record.get(key)) is not kind:
+        found = repr(record[key])[:80] if key in record else "nothing"
+        raise ValueError(f"{where}.{key}: expected {kind.__name__}, got {found}")
+    return record[key]
+
+
+def _only(files: list[Path], what: str) -> Path:
+    if len(files) != 1:
+        raise ValueError(f"expected one {what}, found {', '.join(map(str, files)) or 'none'}; name the file itself")
+    return files[0]
+
+
+def _image_folder(setting: str | None, usual: Iterable[Path]) -> Path:
+    """The folder of the images: the setting, or the first of the usual ones that exists."""
+    if setting is not None and not Path(setting).is_dir():
+        raise ValueError(f"data.image_root: no such folder: {setting}")
+    folder = Path(setting) if setting is not None else next(path for path in usual if path.is_dir())
+    return folder.resolve()
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    """The path of an image by its name in a file, which must lie in `folder` when all links are followed."""
+    parts = PurePosixPath(name).parts
+    if not parts or "\0" in name or name.startswith("/") or ".." in parts or "\\" in name:
+        raise ValueError(f"{where}: expected the name of a file in {folder}, got {name[:80]!r}")
+    path = folder.joinpath(*parts)
+    real = Path(os.path.realpath(path)) if path.is_symlink() else _real_folder(path.parent) / path.name
+    if not real.is_relative_to(folder):
+        raise ValueError(f"{where}: {name[:80]!r} is a link that leads out of {folder}")
+    return path
+
+
+@functools.lru_cache(maxsize=4096)
+def _real_folder(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
+
+
+def _listing(rows: Iterable[tuple[str, list[str], Path]]) -> Listing:
+    """The listing of rows (image id, captions, file); missing files show when they are read."""
+    image_ids, captions, paths = grouped(rows)
+    stats = (os.stat(path) if path.is_file() else None for path in paths)
+    fingerprint = digest(*((str(path), s and s.st_size, s and s.st_mtime_ns)
+                           for path, s in zip(paths, stats, strict=True)))
+    return Listing(image_ids, captions, paths.__getitem__, fingerprint)

@@ -1,0 +1,103 @@
+"""A listing: which images a data set has, what is said about them and where their bytes are. Nothing is decoded yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
+"""Our splits, and how the names of files and of other people's splits begin that belong to them."""
+IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "png")
+CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
+
+Read = Callable[[int], "bytes | str | Path | Image.Image"]
+
+
+@dataclass
+class Listing:
+    """What one split holds. `read(i)` gives what `safe_open_image` takes, or raises `BadImage`."""
+
+    image_ids: list[str]
+    captions: list[list[str]]
+    read: Read
+    fingerprint: str
+    """Changes when the images may have changed: names the prepared pixels."""
+
+    def select(self, indices: Sequence[int]) -> Listing:
+        """The listing of these images alone, in this order."""
+        indices = list(indices)
+        if indices == list(range(len(self.image_ids))):
+            return self
+        return Listing([self.image_ids[i] for i in indices], [self.captions[i] for i in indices],
+                       partial(_nth, self.read, indices), digest(self.fingerprint, *indices))
+
+
+Splits = dict[str, Callable[[], Listing]]
+"""From the name of a split to what reads it; `any` is a single file that stands for whatever split is asked for."""
+
+
+def _nth(read: Read, indices: Sequence[int], i: int) -> bytes | str | Path | Image.Image:
+    """A function at module level, as worker processes take no others."""
+    return read(indices[i])
+
+
+def digest(*parts: Any) -> str:
+    """A short stable hash of parts (by their text)."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(f"{part}\0".encode("utf-8", "surrogatepass"))
+    return state.hexdigest()
+
+
+def split_of(name: str) -> str | None:
+    """The split that a name like `validation-00000.parquet` or `dev` belongs to, None where it tells nothing."""
+    return next((split for split, starts in SPLITS.items() if name.lower().startswith(starts)), None)
+
+
+def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files sorted into splits by how their names begin; names that tell nothing are training data."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(files):
+        found.setdefault(split_of(file.name) or "train", []).append(file)
+    return found
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """Fingerprint of files by name, size and time of change."""
+    return digest(*((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+def as_captions(value: Any, where: str) -> list[str]:
+    """Captions as data sets write them (a string, strings, or {raw: string} each) as a list of strings."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        texts = [v.get("raw", v.get("caption")) if isinstance(v, dict) else v for v in value]
+        if all(isinstance(text, str) for text in texts):
+            return texts
+    raise ValueError(f"{where}: expected a caption or a list of captions, got {str(value)[:80]!r}")
+
+
+def column(names: Iterable[str], wanted: Sequence[str], where: str) -> str:
+    """The first of `wanted` among column names, or a `ValueError` that names what is there."""
+    names = list(names)
+    for name in wanted:
+        if name in names:
+            return name
+    raise ValueError(f"{where}: expected a column {' or '.join(wanted)}, got {', '.join(map(str, names)) or 'none'}")
+
+
+def grouped(rows: Iterable[tuple[str, list[str], Any]]) -> tuple[list[str], list[list[str]], list[Any]]:
+    """Rows (image id, captions, where it lies) with the rows of one image made one: ids, captions, places."""
+    captions: dict[str, list[str]] = {}
+    places: dict[str, Any] = {}
+    for image_id, texts, place in rows:
+        captions.setdefault(image_id, []).extend(texts)
+        places.setdefault(image_id, place)
+    return list(captions), list(captions.values()), list(places.values())

@@ -1,0 +1,191 @@
+"""Images packed into larger files: parquet, WebDataset tar shards, and data sets streamed from the Hub."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bitgen.images import MAX_BYTES, BadImage
+from bitgen.listing import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    Listing,
+    Splits,
+    as_captions,
+    by_split,
+    column,
+    files_digest,
+    grouped,
+    split_of,
+)
+
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
+MAX_TEXT_BYTES = 1_000_000
+HUB = "hub://"
+NEEDS_DATA = "pip install 'bitgen[data]'"
+
+
+def parquet_splits(root: Path, image_root: str | None = None) -> Splits:
+    """`<split>*.parquet` in a folder (or its `data/`); one file given by name stands for any split."""
+    if root.is_file():
+        return {"any": lambda: read_parquet([root])}
+    files = list(root.glob("*.parquet")) or list((root / "data").glob("*.parquet"))
+    return {split: lambda group=group: read_parquet(group) for split, group in by_split(files).items()}
+
+
+def read_parquet(files: Sequence[Path]) -> Listing:
+    """Parquet with `image` (bytes, or {bytes, path}) and `captions`. Image bytes stay on disk until they are read.
+
+    Rows of the same `path` are one image. Raises `ValueError` naming the file for no parquet or a missing column.
+    """
+    groups: list[tuple[Path, int, str]] = []
+    rows = [row for file in files for row in _parquet_rows(file, groups)]
+    image_ids, captions, places = grouped(rows)
+    return Listing(image_ids, captions, _RowGroups(groups, places), files_digest(files))
+
+
+def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]]) -> Iterator[tuple[str, list[str], tuple[int, int]]]:
+    """Image id, captions and place (row group, row in it) of each row; the file's row groups are added to `groups`."""
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise ValueError(f"{file}: parquet needs the package pyarrow: {NEEDS_DATA}") from None
+    try:
+        opened = parquet.ParquetFile(file)
+        names = opened.schema_arrow.names
+        image, caption = column(names, IMAGE_COLUMNS, str(file)), column(names, CAPTION_COLUMNS, str(file))
+        with_path = f"{image}.path" in [field.name for field in opened.schema_arrow.field(image).flatten()]
+        for number in range(opened.num_row_groups):
+            table = opened.read_row_group(number, columns=[caption, *([f"{image}.path"] if with_path else [])])
+            texts = table.column(caption).to_pylist()
+            paths = [row["path"] for row in table.column(image).to_pylist()] if with_path else [None] * len(texts)
+            for row, (path, text) in enumerate(zip(paths, texts, strict=True)):
+                where = f"{file}: row group {number}, row {row}"
+                yield (path or where, as_captions(text, f"{where}: {caption}"), (len(groups), row))
+            groups.append((file, number, image))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: not a readable parquet file: {error}") from None
+
+
+class _RowGroups:
+    """Image bytes of row i, read a row group at a time; the last group is kept, as reading mostly goes in order."""
+
+    def __init__(self, groups: list[tuple[Path, int, str]], places: list[tuple[int, int]]):
+        self._groups, self._places = groups, places
+        self._kept: tuple[int, Any] = (-1, None)
+        self._lock = threading.Lock()
+
+    def __call__(self, i: int) -> bytes:
+        group, row = self._places[i]
+        file, number, name = self._groups[group]
+        with self._lock:
+            if self._kept[0] != group:
+                import pyarrow.parquet as parquet
+                table = parquet.ParquetFile(file).read_row_group(number, columns=[name])
+                self._kept = group, table.column(name)
+            value = self._kept[1][row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise BadImage(f"{file}: row group {number}, row {row}: no image bytes")
+        return data
+
+    def __reduce__(self) -> tuple:
+        return _RowGroups, (self._groups, self._places)
+
+
+def webdataset_splits(root: Path, image_root: str | None = None) -> Splits:
+    """`<split>*.tar` in a folder, or one shard; names that tell no split are training data."""
+    files = [root] if root.is_file() else root.glob("*.tar")
+    return {split: lambda group=group: read_webdataset(group) for split, group in by_split(files).items()}
+
+
+def read_webdataset(files: Sequence[Path]) -> Listing:
+    """WebDataset shards: members of one name up to its first dot are a sample, an image with .txt (a caption a line)
+    or .json (`caption` or `captions`). Where each image lies is noted once, so that any can be read at any time."""
+    rows = [row for file in files for row in _tar_rows(file)]
+    image_ids, captions, places = grouped(rows)
+    return Listing(image_ids, captions, _Spans(places), files_digest(files))
+
+
+def _tar_rows(file: Path) -> Iterator[tuple[str, list[str], tuple[Path, int, int]]]:
+    """Image id, captions and place (file, offset, bytes) of each sample of a shard."""
+    samples: dict[str, tuple[list, list]] = {}
+    size = file.stat().st_size
+    try:
+        with tarfile.open(file, "r:") as shard:
+            for member in shard:
+                if not member.isreg():
+                    continue
+                if member.offset_data + member.size > size:
+                    raise ValueError(f"{file}: truncated in {member.name!r}")
+                path = PurePosixPath(member.name)
+                key, _, kind = path.name.partition(".")
+                places, captions = samples.setdefault(str(path.parent / key), ([], []))
+                if kind.lower() in IMAGE_MEMBERS:
+                    places.append((file, member.offset_data, member.size))
+                elif kind.lower() in ("txt", "json"):
+                    captions += _member_captions(shard.extractfile(member).read(MAX_TEXT_BYTES), kind.lower(),
+                                                 f"{file}: {member.name}")
+    except tarfile.TarError as error:
+        raise ValueError(f"{file}: not a readable tar file (compressed ones are not): {error}") from None
+    for key, (places, captions) in samples.items():
+        yield f"{file.stem}/{key}", captions, places[0] if places else (file, 0, 0)
+
+
+def _member_captions(data: bytes, kind: str, where: str) -> list[str]:
+    try:
+        text = data.decode("utf-8-sig")
+        if kind == "txt":
+            return text.splitlines()
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid {kind} in UTF-8: {str(error)[:200]}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: expected an object with caption or captions, got {str(content)[:80]!r}")
+    return as_captions(content[column(content, CAPTION_COLUMNS, where)], where)
+
+
+class _Spans:
+    """Image bytes of sample i from where they lie in its shard."""
+
+    def __init__(self, places: list[tuple[Path, int, int]]):
+        self._places = places
+
+    def __call__(self, i: int) -> bytes:
+        path, offset, size = self._places[i]
+        if not size:
+            raise BadImage(f"{path}: sample {i} has no image ({', '.join(IMAGE_MEMBERS)})")
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(min(size, MAX_BYTES + 1))
+
+
+def hub_splits(repo: str) -> dict[str, str]:
+    """From our splits to what the Hub data set `repo` calls them."""
+    names = _datasets(repo).get_dataset_split_names(repo)
+    return {ours: name for name in reversed(names) if (ours := split_of(name))}
+
+
+def hub_rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]:
+    """Image id, captions and bytes of each row of a Hub data set's split, streamed in order; nothing is decoded."""
+    datasets = _datasets(repo)
+    stream = datasets.load_dataset(repo, split=name, streaming=True)
+    columns = stream.column_names or list(next(iter(stream)))
+    image, caption = column(columns, IMAGE_COLUMNS, f"{HUB}{repo}"), column(columns, CAPTION_COLUMNS, f"{HUB}{repo}")
+    stream = stream.cast_column(image, datasets.Image(decode=False))
+    for i, row in enumerate(stream):
+        value = row[image] or {}
+        yield value.get("path") or f"{name}:{i}", as_captions(row[caption], f"{HUB}{repo}: row {i}"), value.get("bytes")
+
+
+def _datasets(repo: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{HUB}{repo}: Hub data sets need the package datasets: {NEEDS_DATA}") from None
+    return datasets
