@@ -133,7 +133,7 @@ def verify(folder: str | Path) -> None:
 
 @contextmanager
 def _or_nothing(target: Path, partial: Path, needed: int) -> Iterator[None]:
-    """On any failure inside (torch and safetensors raise their own kinds) what was begun goes, and the cause is told."""
+    """On any failure (torch and safetensors raise their own kinds) what was begun goes and the cause is told."""
     try:
         yield
     except Exception as error:
