@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitgen import retrieval
+from bitgen import figures, retrieval
 from bitgen.images import BadImage, normalise
 from bitgen.scenes import attributes_right
 
@@ -78,7 +78,7 @@ def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, 
         means = retrieval.mean_report([_retrieval(model, f, rerank, weight, batch_size * 4, device) for f in folds])
         report |= {f"fold1k_{key}": value for key, value in means.items() if not key.endswith(("_low", "_high"))}
     report |= perplexities(model, processor, dataset, device)
-    if hasattr(dataset, "truth"):
+    if getattr(dataset, "truth", None) is not None:
         report |= attributes(model, processor, dataset, batch_size, device)
     model.train(training)
     return report
@@ -167,6 +167,41 @@ def log_odds(model, gallery: Gallery, images: Tensor, captions: Tensor, batch_si
     return odds
 
 
+def picture(gallery: Gallery, dataset, image_size: int, rows: int = 2, shown: int = 5):
+    """Best, typical and worst retrievals of both directions by contrast, as a figure; at most `rows` of each.
+
+    Queries are the images, and the first caption of each, in the order of the right answer's rank.
+    """
+    images, texts, owner = gallery.image_features, gallery.text_features, gallery.owner
+    i2t, t2i = retrieval.rank_features(images, texts, owner)
+    lines = [text for i in gallery.indices for text in dataset.captions[i]]
+    firsts = torch.searchsorted(owner, torch.arange(len(images)))  # captions stand grouped by image
+
+    def pixels(place: int):
+        return dataset.pixels(gallery.indices[place], image_size).numpy()
+
+    drawn = []
+    for group, place, rank in _extremes("Captions to images", t2i.ranks[firsts], rows):
+        query = int(firsts[place])
+        found = retrieval.nearest(texts[[query]], images, shown)[1][0].tolist()
+        right = [i == place for i in found]
+        drawn.append(figures.Query(lines[query], [pixels(i) for i in found], right, rank, group))
+    for group, place, rank in _extremes("Images to captions", i2t.ranks, rows):
+        found = retrieval.nearest(images[[place]], texts, shown)[1][0]
+        right = (owner[found] == place).tolist()
+        drawn.append(figures.Query(pixels(place), [lines[i] for i in found], right, rank, group))
+    return figures.retrievals(drawn, gallery=(len(images), len(texts)))
+
+
+def _extremes(name: str, ranks: Tensor, rows: int) -> Iterator[tuple[str, int, float]]:
+    """(heading, query, rank) of the best, middle and worst queries; none twice."""
+    order = ranks.argsort(stable=True).tolist()
+    rows = min(rows, len(order) // 3) or 1
+    middle = (len(order) - rows) // 2
+    parts = {"best": order[:rows], "typical": order[middle:middle + rows], "worst": order[-rows:]}
+    return ((f"{name}: {kind}", place, ranks[place].item()) for kind, part in parts.items() for place in part)
+
+
 # Captions -------------------------------------------------------------------------------------------------
 
 
@@ -237,8 +272,9 @@ def _batches(processor, dataset, batch_size: int, device, warn: bool = False) ->
         pixels = {}
         for i in range(start, min(start + batch_size, len(dataset))):
             try:
-                pixels[i] = dataset.pixels(i, processor.image_size)
+                pixels[i] = dataset.pixels(i, processor.vision.image_size)
             except BadImage as error:
                 log.log(logging.WARNING if warn else logging.DEBUG, "skipped %s: %s", dataset.image_ids[i], error)
         if pixels:
-            yield list(pixels), normalise(torch.stack(list(pixels.values())).to(device), processor.mean, processor.std)
+            vision, batch = processor.vision, torch.stack(list(pixels.values())).to(device)
+            yield list(pixels), normalise(batch, vision.mean, vision.std)

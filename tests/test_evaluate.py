@@ -1,13 +1,14 @@
 """Evaluation: a perfect model scores one, a bad one looks bad in every number, and nothing is changed by looking."""
 
 import re
+from importlib import import_module
 
 import pytest
 import torch
 
 from bitgen import retrieval
 from bitgen.config import ModelConfig, VisionConfig
-from bitgen.evaluate import attributes, encode, evaluate, log_odds, perplexities
+from bitgen.evaluate import attributes, encode, evaluate, log_odds, perplexities, picture
 from bitgen.images import BadImage, normalise
 from bitgen.model import BitGen, Encoded
 from bitgen.processing import Processor
@@ -138,7 +139,7 @@ def test_log_odds_agree_with_match(tokenizer):
     texts = [text for each in data.captions for text in each]
     pixels = torch.stack([data.pixels(int(i), SIDE) for i in images])
     with torch.no_grad():
-        expected = model.match(normalise(pixels, processor.mean, processor.std),
+        expected = model.match(normalise(pixels, processor.vision.mean, processor.vision.std),
                                **processor(text=[texts[i] for i in captions]))
     assert torch.allclose(found.sigmoid(), expected, atol=1e-5)
 
@@ -169,8 +170,9 @@ def test_evaluation_changes_nothing_and_repeats(tokenizer):
 
 
 def test_folds_are_reported_for_large_galleries(tokenizer, monkeypatch):
-    monkeypatch.setattr("bitgen.evaluate.FOLD", 10)
-    monkeypatch.setattr("bitgen.evaluate.FOLDED", 20)
+    module = import_module("bitgen.evaluate")
+    monkeypatch.setattr(module, "FOLD", 10)
+    monkeypatch.setattr(module, "FOLDED", 20)
     model, processor = build(Collapsed, tokenizer)
     report = evaluate(model, processor, Numbers(25))
     gallery = encode(model, processor, Numbers(25))
@@ -178,6 +180,18 @@ def test_folds_are_reported_for_large_galleries(tokenizer, monkeypatch):
     assert report["fold1k_t2i_r1"] == pytest.approx(expected["t2i_r1"]) == pytest.approx(0.1)
     assert report["fold1k_chance_i2t_r5"] == pytest.approx(expected["chance_i2t_r5"])
     assert "fold1k_rerank_i2t_r1" in report and "fold1k_t2i_r1" not in evaluate(model, processor, Numbers(19))
+
+
+def test_picture_shows_best_typical_and_worst(tokenizer):
+    data = Numbers(broken=(0,))
+    good, bad = (encode(*build(kind, tokenizer), data) for kind in (Oracle, Collapsed))
+    texts = [text.get_text() for text in picture(good, data, SIDE, rows=1).texts]
+    assert "Captions to images: worst" in texts and "Images to captions: best" in texts
+    assert sum("place 1" in text.replace("\n", " ") for text in texts) == 6
+    texts = [text.get_text() for text in picture(bad, data, SIDE, rows=1).texts]
+    assert sum("place 24" in text for text in texts) == 3  # halfway among 47 images
+    one = Numbers(1)
+    assert picture(encode(*build(Oracle, tokenizer), one), one, SIDE).texts
 
 
 def test_perplexity_of_an_untrained_model_is_that_of_guessing(tokenizer):
@@ -207,7 +221,7 @@ def test_perplexity_sees_whether_the_image_helps(tokenizer):
     model.text.embedding.weight.data = weight
     model.answer = weight[ids[:, 1:]] * 100
     pixels = torch.stack([data.pixels(i, SIDE) for i in range(4)])
-    seen = model.image_tokens(normalise(pixels, processor.mean, processor.std)).tokens[:, 0, 0]
+    seen = model.image_tokens(normalise(pixels, processor.vision.mean, processor.vision.std)).tokens[:, 0, 0]
     model.known = {tuple(seen.tolist()): True}
     report = perplexities(model, processor, data)
     assert report["perplexity"] == pytest.approx(1, abs=0.01) and "perplexity_memory" not in report

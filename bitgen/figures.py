@@ -1,0 +1,273 @@
+"""Figures: plain arrays in, `matplotlib.figure.Figure` out; nothing is shown or written here.
+
+    figures.curves(history).savefig("curves.png")
+
+One style: white ground, thin lines, colours of Okabe and Ito (told apart by the colour-blind), grey dashes for chance.
+matplotlib is imported when a figure is drawn, and never `pyplot`: no window, no global state, safe in a thread.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, SKY, PINK = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
+GREY, PALE, INK = "#8a8a8a", "#e4e4e4", "#222222"
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 10,
+    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.edgecolor": GREY, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": PALE,
+    "grid.linewidth": 0.6, "axes.axisbelow": True, "xtick.color": GREY, "ytick.color": GREY,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "legend.frameon": False, "legend.fontsize": 8,
+    "lines.linewidth": 1.5, "text.parse_math": False, "savefig.dpi": 110,
+}
+LEFT = 2.7  # inches of the text column of a retrieval picture
+TILE = 1.15  # inches of an image in a grid, with its margin
+
+
+class Query(NamedTuple):
+    """One row of `retrievals`: what was asked, and the first few answers, best first."""
+
+    query: str | np.ndarray
+    """A caption, or an image (3, S, S) uint8."""
+    answers: Sequence[np.ndarray] | Sequence[str]
+    """Images (3, S, S) uint8 for a caption, captions for an image."""
+    right: Sequence[bool]
+    """Which answers belong to the query."""
+    rank: float
+    """Place of the first right answer in the whole gallery, from 1."""
+    group: str = ""
+    """Heading that rows share: `best`, `typical`, `worst`."""
+
+
+@contextmanager
+def _style():
+    """matplotlib with this module's style; the caller's settings are untouched."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def _figure(width: float, height: float, **layout) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor="white", **layout)
+
+
+# Retrieval ------------------------------------------------------------------------------------------------
+
+
+def retrievals(rows: Sequence[Query], gallery: tuple[int, int] | None = None) -> Figure:
+    """One row a query: caption to images, or image to captions; right answers are framed or set in green.
+
+    Rows that share a `group` and follow each other stand under one heading.
+
+    `gallery`: how many images and captions there were to choose from, for the title. Raises `ValueError` for no rows.
+    """
+    if not rows:
+        raise ValueError("retrievals: no rows to draw")
+    with _style():
+        first = [bool(row.group) and (i == 0 or rows[i - 1].group != row.group) for i, row in enumerate(rows)]
+        width = LEFT + TILE * max([5, *(len(row.answers) for row in rows if isinstance(row.query, str))])
+        height = 0.45 + TILE * len(rows) + 0.3 * sum(first)
+        figure = _figure(width, height)
+        among = " among {:,} images and {:,} captions".format(*gallery) if gallery else ""
+        figure.text(0.1 / width, 1 - 0.2 / height, f"First answers{among}; green is right", weight="bold", va="center")
+        top = height - 0.45
+        for heading, row in zip(first, rows):
+            if heading:
+                top -= 0.3
+                figure.text(0.1 / width, (top + 0.12) / height, row.group, color=GREY, va="center", weight="bold")
+            (_caption_row if isinstance(row.query, str) else _image_row)(figure, row, top, width, height)
+            top -= TILE
+    return figure
+
+
+def _caption_row(figure: Figure, row: Query, top: float, width: float, height: float) -> None:
+    """The caption on the left, its first images beside it."""
+    lines = _wrap(row.query, LEFT - 0.3, 9, lines=4)
+    figure.text(0.1 / width, (top - 0.05) / height, lines, va="top", linespacing=1.25)
+    figure.text(0.1 / width, (top - TILE + 0.12) / height, _place(row.rank), size=8,
+                color=GREEN if row.rank < 1.5 else RED)
+    for column, (image, right) in enumerate(zip(row.answers, row.right)):
+        _tile(figure, image, LEFT + TILE * column, top, width, height, right)
+
+
+def _image_row(figure: Figure, row: Query, top: float, width: float, height: float) -> None:
+    """The image on the left, its first captions as lines beside it."""
+    _tile(figure, row.query, 0.1, top, width, height, None)
+    figure.text((0.1 + TILE) / width, (top - 0.05) / height, _place(row.rank).replace(" place", "\nplace"), size=8,
+                va="top", color=GREEN if row.rank < 1.5 else RED, linespacing=1.25)
+    step = (TILE - 0.1) / max(len(row.answers), 1)
+    left = LEFT - 0.6
+    for line, (text, right) in enumerate(zip(row.answers, row.right)):
+        weight = "bold" if right else "normal"
+        words = f"{line + 1}  {_wrap(text, width - left - 0.35, 8.5, weight=weight)}"
+        figure.text(left / width, (top - 0.05 - step * line) / height, words, va="top", size=8.5, weight=weight,
+                    color=GREEN if right else INK)
+
+
+def _place(rank: float) -> str:
+    return f"right one at place {rank:,.0f}"
+
+
+def _tile(figure: Figure, image: np.ndarray, left: float, top: float, width: float, height: float,
+          right: bool | None) -> None:
+    """An image (3, S, S) at a place in inches; framed green where right, thin grey where wrong."""
+    side = TILE - 0.12
+    axes = figure.add_axes((left / width, (top - side) / height, side / width, side / height))
+    axes.imshow(_pixels(image), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=GREEN if right else PALE, linewidth=3.5 if right else 0.8)
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """(3, S, S) or (S, S, 3) uint8, array or tensor -> (S, S, 3)."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.dtype != np.uint8 or 3 not in (image.shape[0], image.shape[2]):
+        raise ValueError(f"image: expected uint8 of shape (3, S, S), got {image.dtype} {image.shape}")
+    return image.transpose(1, 2, 0) if image.shape[0] == 3 else image
+
+
+def _wrap(text: str, inches: float, size: float, lines: int = 1, weight: str = "normal") -> str:
+    """`text` in at most `lines` lines that are no wider than `inches` at a font `size`, cut with an ellipsis."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(size=size, weight=weight)
+    text, letters = " ".join(text.split())[:2000], int(inches * 72 / (0.4 * size))
+    while True:  # letters differ in width threefold: measure, and take fewer until it fits
+        wrapped = textwrap.wrap(text, letters, max_lines=lines, placeholder=" …") or [""]
+        widest = max(TextPath((0, 0), line, prop=font).get_extents().width / 72 if line else 0 for line in wrapped)
+        if widest <= inches or letters <= 6:
+            return "\n".join(wrapped)
+        letters = max(6, min(letters - 1, int(letters * inches / widest) + 2))
+
+
+def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]], columns: int = 6) -> Figure:
+    """Images (3, S, S) uint8, each over its first caption; what a data set looks like at a glance.
+
+    Raises `ValueError` for no images, or another number of captions than images.
+    """
+    if not len(images) or len(images) != len(captions):
+        raise ValueError(f"contact_sheet: expected a list of captions for each image, got {len(images)} images "
+                         f"and {len(captions)}")
+    with _style():
+        columns = min(columns, len(images))
+        rows, side, text = math.ceil(len(images) / columns), 1.7, 0.75
+        width, height = columns * side + 0.1, rows * (side + text)
+        figure = _figure(width, height)
+        for i, (image, texts) in enumerate(zip(images, captions)):
+            left, top = 0.1 + i % columns * side, height - 0.1 - i // columns * (side + text)
+            box = (left / width, (top - side + 0.1) / height, (side - 0.1) / width, (side - 0.1) / height)
+            axes = figure.add_axes(box)
+            axes.imshow(_pixels(image))
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color=PALE)
+            caption = _wrap(texts[0] if texts else "(no caption)", side - 0.12, 7, lines=4)
+            figure.text(left / width, (top - side + 0.05) / height, caption, va="top", size=7, linespacing=1.2)
+    return figure
+
+
+# Training -------------------------------------------------------------------------------------------------
+
+# Panel -> (label of the y axis, limits, series: key of the history -> (name, key of its chance level or None)).
+PANELS = {
+    "Contrast (ITC)": ("loss, nats", (0, None), {"itc": ("loss", "itc_chance")}),
+    "Matching (ITM)": ("accuracy", (0, 1), {"itm_acc": ("accuracy", "itm_acc_chance")}),
+    "Text": ("nats a token", (0, None), {"text": ("loss, smoothed", "text_floor"), "text_nll": ("un-smoothed", None)}),
+    "Retrieval in the batch": ("accuracy", (0, 1), {"t2i": ("text to image", "t2i_chance"),
+                                                    "i2t": ("image to text", "i2t_chance")}),
+    "Memory": ("share; cosine", (0, 1), {"memory_quality": ("quality", None),
+                                         "memory_utilization": ("utilisation", None)}),
+    "Gradient norm": ("before clipping", (0, None), {"grad_norm": ("all weights", None)}),
+}
+
+
+def curves(history: Sequence[dict[str, float]]) -> Figure:
+    """Training curves of a run's history (one dict a step, as in `metrics.jsonl`), chance levels dashed.
+
+    Panels of which nothing was recorded are left out. Raises `ValueError` where nothing at all was.
+    """
+    known = {key for record in history for key in record}
+    panels = {name: panel for name, panel in PANELS.items() if known & set(panel[2])}
+    if not panels:
+        raise ValueError(f"curves: none of {sorted(k for p in PANELS.values() for k in p[2])} in the history")
+    with _style():
+        columns = min(3, len(panels))
+        rows = math.ceil(len(panels) / columns)
+        figure = _figure(3.4 * columns, 2.5 * rows, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+        for i, (name, (unit, limits, series)) in enumerate(panels.items()):
+            axes = figure.add_subplot(rows, columns, i + 1)
+            for colour, (key, (label, _)) in zip(COLOURS, series.items()):
+                _curve(axes, history, key, label, colour)
+            for _, chance in series.values():
+                _level(axes, history, chance)
+            axes.set(title=name, ylabel=unit, xlabel="step", ylim=limits)
+            axes.set_xlim(left=0)
+            axes.legend(loc="best")
+    return figure
+
+
+def _points(history: Sequence[dict[str, float]], key: str | None) -> tuple[list[float], list[float]]:
+    """Steps and finite values of one key."""
+    pairs = [(r.get("step", i), r[key]) for i, r in enumerate(history) if key in r and math.isfinite(r[key])]
+    return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
+def _curve(axes, history: Sequence[dict[str, float]], key: str, label: str, colour: str) -> None:
+    """A series: pale as it is, bold as a running mean once there are many points."""
+    steps, values = _points(history, key)
+    if not steps and any(key in record for record in history):
+        axes.plot([], [], color=colour, label=f"{label}: never finite")
+    if not steps:
+        return
+    window = max(1, len(values) // 25)
+    if window > 1:
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    smooth = [float(np.mean(values[max(0, i - window + 1): i + 1])) for i in range(len(values))]
+    axes.plot(steps, smooth, color=colour, label=label, marker="o" if len(values) == 1 else None)
+
+
+def _level(axes, history: Sequence[dict[str, float]], key: str | None) -> None:
+    """The chance level (for the text loss: its floor) as a grey dashed line, once a panel."""
+    label = "floor of the smoothed" if key == "text_floor" else "chance"
+    steps, values = _points(history, key)
+    if steps and label not in axes.get_legend_handles_labels()[1]:
+        axes.plot(steps, values, color=GREY, linestyle="--", linewidth=1, label=label)
+
+
+def recalls(report: dict[str, float]) -> Figure:
+    """Recall@1/5/10 of an evaluation report, both directions: by contrast, re-ranked, and chance, in percent."""
+    kinds = {"": ("by contrast (ITC)", BLUE), "rerank_": ("re-ranked by matching (ITM)", ORANGE),
+             "chance_": ("chance", GREY)}
+    present = {prefix: kind for prefix, kind in kinds.items() if f"{prefix}t2i_r1" in report}
+    if "" not in present:
+        raise ValueError("recalls: the report has no t2i_r1; expected what evaluate returns")
+    with _style():
+        figure = _figure(7.4, 3.0, layout="constrained")
+        for column, (way, title) in enumerate({"t2i": "Text to image", "i2t": "Image to text"}.items(), 1):
+            axes = figure.add_subplot(1, 2, column)
+            for i, (prefix, (label, colour)) in enumerate(present.items()):
+                values = [100 * report[f"{prefix}{way}_r{k}"] for k in (1, 5, 10)]
+                places = np.arange(3) + (i - (len(present) - 1) / 2) * 0.27
+                bars = axes.bar(places, values, 0.25, color=colour, label=label)
+                axes.bar_label(bars, [f"{v:.1f}" for v in values], size=7, padding=1)
+            axes.set(title=title, ylim=(0, 112), yticks=range(0, 101, 20), ylabel="recall, %")
+            axes.set_xticks(range(3), ["R@1", "R@5", "R@10"])
+            axes.grid(visible=False, axis="x")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
