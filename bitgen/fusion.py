@@ -1,6 +1,13 @@
 """FIBER-style fusion: gated cross-attention between words and patches, both ways (arXiv 2206.07643, section 3.1).
 
-M pairs, L caption tokens, P patches, D width.
+B images, N captions, M pairs of them, L caption tokens, P patches, D width. Each layer does
+
+    words   h <- h + SelfAttention(h);  h <- h + g * CrossAttention(h, patches);  h <- h + FeedForward(h)
+    patches h <- h + g * CrossAttention(h, words)
+
+each looking at the other's state before the layer. Two things keep pairs cheap without changing a number: what the
+first layer does before the modalities meet is done once an image and once a caption, however many pairs they are in;
+and the last layer computes only the two rows that are read, unless its attention is asked for.
 """
 
 from __future__ import annotations
@@ -9,46 +16,67 @@ import torch
 from torch import Tensor, nn
 
 from bitgen.config import ModelConfig
-from bitgen.transformer import Attention, Block
+from bitgen.transformer import Attention, FeedForward
+
+Attentions = dict[str, list[Tensor]]
 
 
-class GatedCrossAttention(nn.Module):
-    """h <- h + g * CrossAttention(h, other), g learned from 0 (or fixed at 1 without gates)."""
+class FusionLayer(nn.Module):
+    """One layer. The gates are learned from 0, so that the towers start uni-modal (fixed at 1 without gates)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.cross = Attention(config.hidden_size, config.num_heads, config.ternary)
-        self.gate = nn.Parameter(torch.zeros(())) if config.fusion_gates else None
+        width, heads = config.hidden_size, config.num_heads
+        self.norm_self, self.self_attention = nn.LayerNorm(width), Attention(width, heads, config.ternary)
+        self.norm_words, self.words_to_patches = nn.LayerNorm(width), Attention(width, heads, config.ternary)
+        self.norm_patches, self.patches_to_words = nn.LayerNorm(width), Attention(width, heads, config.ternary)
+        self.norm_ffn = nn.LayerNorm(width)
+        self.ffn = FeedForward(width, config.intermediate_size, config.ternary)
+        self.dropout = nn.Dropout(config.dropout)
+        gate = torch.zeros if config.fusion_gates else torch.ones
+        self.word_gate = nn.Parameter(gate(()), requires_grad=config.fusion_gates)
+        self.patch_gate = nn.Parameter(gate(()), requires_grad=config.fusion_gates)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None, weights: list | None = None) -> Tensor:
-        """x (M, L, D) looks at context (M, S, D) where mask (M, 1, 1, S) is true."""
-        crossed = self.cross(self.norm(x), self.cross.keys(context), mask, weights)
-        return x + (crossed if self.gate is None else self.gate * crossed)
+    def alone(self, text: Tensor, mask: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Self-attention of the words, before they see patches: text (N, L, D) -> its `rows`."""
+        normed = self.norm_self(text)
+        attended = self.self_attention(normed[:, rows], self.self_attention.keys(normed), mask)
+        return text[:, rows] + self.dropout(attended)
+
+    def together(self, image: Tensor, text: Tensor, patch_keys, word_keys, mask: Tensor,
+                 attentions: Attentions | None) -> tuple[Tensor, Tensor]:
+        """Rows of image (M, R, D) and text (M, R', D) look at each other's keys (M, H, S, d)."""
+        words, patches = (attentions["word_to_patch"], attentions["patch_to_word"]) if attentions else (None, None)
+        seen = self.words_to_patches(self.norm_words(text), patch_keys, weights=words)
+        read = self.patches_to_words(self.norm_patches(image), word_keys, mask, patches)
+        text = text + self.dropout(self.word_gate * seen)
+        return image + self.dropout(self.patch_gate * read), text + self.dropout(self.ffn(self.norm_ffn(text)))
 
 
 class Fusion(nn.Module):
-    """Layers in which words look at patches and patches at words, each at the other's state before the layer."""
+    """The layers; returns the fused code of each pair, from its image token and the caption's first token."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.image_layers = nn.ModuleList(GatedCrossAttention(config) for _ in range(config.fusion_layers))
-        self.text_layers = nn.ModuleList(
-            Block(config.hidden_size, config.num_heads, config.intermediate_size, cross=True,
-                  gated=config.fusion_gates, dropout=config.dropout, ternary=config.ternary)
-            for _ in range(config.fusion_layers))
+        self.layers = nn.ModuleList(FusionLayer(config) for _ in range(config.fusion_layers))
         self.norm_image, self.norm_text = nn.LayerNorm(config.hidden_size), nn.LayerNorm(config.hidden_size)
 
-    def forward(self, image: Tensor, text: Tensor, attention_mask: Tensor,
-                attentions: dict[str, list] | None = None) -> tuple[Tensor, Tensor]:
-        """image (M, 1+P, D), text (M, L, D), attention_mask (M, L) bool -> fused image and text, same shapes.
+    def forward(self, image: Tensor, text: Tensor, attention_mask: Tensor, pairs: tuple[Tensor, Tensor] | None = None,
+                attentions: Attentions | None = None) -> Tensor:
+        """image (B, 1+P, D), text (N, L, D), attention_mask (N, L) bool -> codes (M, 2D): [caption, image].
 
-        `attentions`: {"word_to_patch": [], "patch_to_word": []} receives the attention of each layer.
+        pairs: index of image and of caption (M,) of each pair; by default image i with caption i.
+        `attentions`: {"word_to_patch": [], "patch_to_word": []} receives each layer's attention (M, H, rows, keys).
         """
         mask = attention_mask[:, None, None, :]
-        words, patches = (attentions["word_to_patch"], attentions["patch_to_word"]) if attentions else (None, None)
-        for image_layer, text_layer in zip(self.image_layers, self.text_layers, strict=True):
-            seen = text_layer.cross.keys(image)
-            image, text = (image_layer(image, text, mask, patches),
-                           text_layer(text, mask, context=seen, weights=words))
-        return self.norm_image(image), self.norm_text(text)
+        for depth, layer in enumerate(self.layers):
+            last = depth == len(self.layers) - 1
+            rows = slice(0, 1) if last and attentions is None else slice(None)
+            patch_keys, word_keys = layer.words_to_patches.keys(image), layer.patches_to_words.keys(text)
+            image, text = image[:, rows], layer.alone(text, mask, rows)
+            if depth == 0 and pairs is not None:
+                images, captions = pairs
+                image, text, mask = image[images], text[captions], mask[captions]
+                patch_keys, word_keys = [x[images] for x in patch_keys], [x[captions] for x in word_keys]
+            image, text = layer.together(image, text, patch_keys, word_keys, mask, attentions)
+        return torch.cat([self.norm_text(text[:, 0]), self.norm_image(image[:, 0])], -1)

@@ -104,15 +104,10 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
 
     # Matching ---------------------------------------------------------------------------------------------
 
-    def fuse(self, image: Tensor, text: Tensor, attention_mask: Tensor,
-             attentions: dict[str, list] | None = None) -> Tensor:
-        """Tokens of M images (M, 1+P, D) and captions (M, L, D) -> the fused code of each pair (M, 2D)."""
-        fused_image, fused_text = self.fusion(image, text, attention_mask.bool(), attentions)
-        return torch.cat([fused_text[:, 0], fused_image[:, 0]], -1)
-
-    def match_tokens(self, image: Tensor, text: Tensor, attention_mask: Tensor) -> Tensor:
-        """Tokens of M images and captions -> logits (M, 2): [no, yes]."""
-        return self.match_head(self.fuse(image, text, attention_mask)).float()
+    def match_tokens(self, image: Tensor, text: Tensor, attention_mask: Tensor,
+                     pairs: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Tokens of images and captions -> logits (M, 2), [no, yes], of their pairs (default: image i, caption i)."""
+        return self.match_head(self.fusion(image, text, attention_mask.bool(), pairs)).float()
 
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N,) probability that image i and caption i belong together."""
@@ -126,7 +121,8 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
 
     def fact(self, image: Encoded, text: Encoded, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """What is written for M pairs: key (M, D), between both features, and value (M, D), the fused code."""
-        return pair_key(image.feature, text.feature), self.value(self.fuse(image.tokens, text.tokens, attention_mask))
+        return pair_key(image.feature, text.feature), self.value(self.fusion(image.tokens, text.tokens,
+                                                                                   attention_mask.bool()))
 
     def remember(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor,
                  belief: Belief | None = None) -> Belief:

@@ -40,8 +40,12 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Written | None]:
         """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to remember."""
-        image = self.model.image_tokens(batch.pixel_values)
-        text = self.model.text_tokens(batch.input_ids, batch.attention_mask)
+        return self.score(self.model.image_tokens(batch.pixel_values),
+                          self.model.text_tokens(batch.input_ids, batch.attention_mask), batch)
+
+    def score(self, image: Encoded, text: Encoded,
+              batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Written | None]:
+        """The same from B images and N captions that are encoded already."""
         losses, report = {}, {}
         with torch.autocast(image.feature.device.type, enabled=False):
             losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, batch, report)
@@ -51,7 +55,7 @@ class Objective(nn.Module):
         if self.config.text:
             self._reconstruct(image, reading, batch, last, losses, report)
         losses["total"] = sum(getattr(self.config, name) * loss for name, loss in losses.items())
-        return losses, report, written
+        return losses, {name: value.detach() for name, value in report.items()}, written
 
     # The parts --------------------------------------------------------------------------------------------
 
@@ -87,7 +91,7 @@ class Objective(nn.Module):
             best = i2t[:, : len(texts)].argmax(1)
             report["i2t"] = (owner[best] == torch.arange(len(image), device=image.device) + offset).float().mean()
             report["t2i_chance"] = report["i2t_chance"] = torch.tensor(1.0 / len(images), device=image.device)
-            report["logit_scale"] = scale.detach()
+            report["logit_scale"] = scale
         return loss, t2i[:, columns].detach(), ~same[rows, columns]
 
     def _match(self, image, text, batch, first, similarity, allowed, losses, report) -> Tensor:
@@ -99,7 +103,7 @@ class Objective(nn.Module):
         captions = torch.cat([first, first[caption_rows], wrong_captions])
         if not self.config.itm:
             images, captions = images[: len(first)], captions[: len(first)]
-        code = self.model.fuse(image.tokens[images], text.tokens[captions], batch.attention_mask[captions])
+        code = self.model.fusion(image.tokens, text.tokens, batch.attention_mask, (images, captions))
         if self.config.itm:
             logits = self.model.match_head(code)
             matched = torch.arange(len(images), device=first.device) < len(first)
@@ -197,6 +201,3 @@ def _summed(x: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x)
     return x
-
-
-__all__ = ["Encoded", "Objective", "Written"]

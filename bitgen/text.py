@@ -59,5 +59,5 @@ class TextDecoder(nn.Module):
         mask = torch.ones(length, past + length, dtype=torch.bool, device=embedded.device).tril(past)
         x = embedded + self.position.weight[past: past + length]
         for layer, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
-            x = block(x, mask, context, cache=caches[layer] if caches else None, weights=weights)
+            x = block(x, mask, context, caches[layer] if caches else None, weights)
         return self.norm(x)

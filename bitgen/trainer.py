@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from bitgen import checkpoint
-from bitgen.config import Config, to_dict
+from bitgen.config import Config, VisionConfig, from_dict, to_dict
 from bitgen.data import Batch, BatchSampler, Collator, open_data
 from bitgen.images import augment, normalise
 from bitgen.logs import RunLog
@@ -73,6 +73,7 @@ class Trainer:
             DistributedDataParallelKwargs(broadcast_buffers=False)])
         self.device = self.accelerator.device
         set_seed(config.seed)
+        self.resume_from = self._checkpoint()
         self._open_data()
         self._build()
         self.steps = self.sampler.epoch_steps * config.optim.epochs // config.optim.accumulation
@@ -97,13 +98,13 @@ class Trainer:
         self.sampler = BatchSampler(len(self.train_data), config.optim.batch_size, config.seed,
                                     process.process_index, process.num_processes)
         self.collator = Collator(self.train_data, self.tokenizer, size, config.data.captions_per_image, config.seed,
-                                 max_tokens=config.model.max_tokens)
+                                 config.model.max_tokens)
 
     def _tokenizer(self) -> Tokenizer:
         """The run's own where it resumes, else as `data.tokenizer` says."""
         source = self.config.data.tokenizer
-        if self.config.resume and (self.folder / "tokenizer.json").is_file():
-            return Tokenizer.load(self.folder)
+        if self.resume_from is not None:
+            return Tokenizer.load(self.resume_from)
         if source == "train":
             texts = [text for captions in self.train_data.captions for text in captions]
             return Tokenizer.train(texts, self.config.data.vocab_size)
@@ -111,7 +112,12 @@ class Trainer:
 
     def _build(self) -> None:
         config = self.config
-        config.vision, weights = resolve_tower(config.vision)
+        weights = None
+        if self.resume_from is None:
+            config.vision, weights = resolve_tower(config.vision)
+        else:  # the tower's configuration is in the checkpoint; where it once came from may be gone
+            saved = json.loads((self.resume_from / "config.json").read_text(encoding="utf-8"))
+            config.vision = from_dict(VisionConfig, saved["vision"])
         self.model = BitGen(config.model, config.vision)
         if weights is not None:
             self.model.vision.load_state_dict(weights)
@@ -139,8 +145,7 @@ class Trainer:
         Raises `Stop` where the run ends early for a reason that the user has to act on (signal, disk, numbers).
         """
         self._resume()
-        self.log = RunLog(self.folder, resume_step=self.step if self.step else None,
-                          enabled=self.accelerator.is_main_process)
+        self.log = RunLog(self.folder, self.step or None) if self.accelerator.is_main_process else None
         self._announce()
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -148,7 +153,8 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self.log.close()
+            if self.log:
+                self.log.close()
         return self.validation
 
     def _loop(self) -> None:
@@ -230,10 +236,10 @@ class Trainer:
         batch = batch.to(self.device)
         config, vision = self.config.data, self.config.vision
         pixels = batch.pixel_values
-        if config.augment != "off" or config.flip:
+        if config.augment != "off":
             seed = (self.config.seed * 1_000_003 + number) * 64 + self.accelerator.process_index
             generator = torch.Generator(self.device).manual_seed(seed)
-            pixels = augment(pixels, config.crop_scale, config.flip, generator, light=config.augment != "off")
+            pixels = augment(pixels, config.crop_scale, config.flip, generator)
         return dataclasses.replace(batch, pixel_values=normalise(pixels, vision.mean, vision.std))
 
     # Validation -------------------------------------------------------------------------------------------
@@ -245,14 +251,14 @@ class Trainer:
     def _validated(self) -> bool:
         """Validate and log; true where early stopping says that it is enough."""
         self.validation = validate(self.weights, self.config, self.val_data, self.tokenizer, self.accelerator)
-        self._log({f"val/{name}": value for name, value in self.validation.items()})
+        self._log({f"val_{name}": value for name, value in self.validation.items()})
         loss = self.validation["total"]
         if loss < self.best["loss"] - self.config.optim.min_delta:
             self.best = {"step": self.step, "loss": loss, "waited": 0}
         else:
             self.best["waited"] += 1
         if self.accelerator.is_main_process:
-            shown = {k: round(v, 3) for k, v in self.validation.items() if k in ("total", "t2i_r1", "i2t_r1", "t2i_r10")}
+            shown = {name: round(self.validation[name], 3) for name in ("total", "t2i_r1", "i2t_r1", "t2i_r10")}
             tqdm.write(f"step {self.step}: validation {shown} over {self.validation['images']} images, chance R@1 "
                        f"{self.validation['chance_t2i_r1']:.4f}", file=sys.stderr)
         return self.best["waited"] >= self.config.optim.patience
@@ -265,13 +271,15 @@ class Trainer:
                 f"{counts['vision'] / 1e6:.2f} M in it ({self.config.vision.trainable} trainable); "
                 f"{len(self.train_data)} training images, {len(self.val_data)} for validation; {self.steps} steps "
                 f"on {self.device} in {precision(self.config.precision).replace('no', 'float32')}")
-        if self.accelerator.is_main_process:
+        if self.log:
             tqdm.write(line, file=sys.stderr)
             (self.folder / "run.json").write_text(json.dumps(to_dict(self.config), indent=2), encoding="utf-8")
             self.log.text("run", line, self.step)
             self.log.layout()
 
     def _log(self, report: dict[str, float]) -> None:
+        if not self.log:
+            return
         extra: dict[str, float] = {}
         memory = self.model.memory
         if memory is not None and "grad_norm" in report:
@@ -296,7 +304,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 path = checkpoint.save(self.folder, self.step, self._writers(state), keep=self.config.keep,
-                                       best=self.best["step"])
+                                       best_step=self.best["step"])
                 checkpoint.publish(path, PUBLISHED, self.folder)
                 self.failed_saves = 0
             except checkpoint.CheckpointError as error:
@@ -330,20 +338,25 @@ class Trainer:
                 "objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "random": states, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
-    def _resume(self) -> None:
-        """Go on from `config.resume`: `auto` (the newest checkpoint that verifies, if any) or a checkpoint folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _checkpoint(self) -> Path | None:
+        """Where `config.resume` says to go on: `auto` is the newest checkpoint that verifies, if there is one."""
         if self.config.resume is None:
-            return
-        if self.config.resume == "auto":
-            path, rejected = checkpoint.newest(self.folder)
-            for bad, reason in rejected:
-                tqdm.write(f"rejected {bad}: {reason}", file=sys.stderr)
-            if path is None:
-                return
-        else:
+            return None
+        if self.config.resume != "auto":
             path = Path(self.config.resume)
             checkpoint.verify(path)
+            return path
+        path, rejected = checkpoint.newest(self.folder)
+        for bad, reason in rejected:
+            tqdm.write(f"rejected {bad}: {reason}", file=sys.stderr)
+        return path
+
+    def _resume(self) -> None:
+        """Put back everything of the checkpoint that the run goes on from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.resume_from
+        if path is None:
+            return
         state = torch.load(next(path.glob("checkpoint-*.pt")), map_location="cpu", weights_only=True)
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -415,8 +428,7 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
     """
     objective = Objective(model, dataclasses.replace(config.loss, queue=0, momentum=0.0)).eval()
     sizes = len(data)
-    collator = Collator(data, tokenizer, config.vision.image_size, 5, config.seed,
-                        max_tokens=config.model.max_tokens, shuffle=False)
+    collator = Collator(data, tokenizer, config.vision.image_size, None, config.seed, config.model.max_tokens)
     sums: dict[str, float] = {}
     images, texts, owners = [], [], []
     with torch.random.fork_rng(devices=[]):
@@ -426,9 +438,10 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
             pixels = normalise(batch.pixel_values, config.vision.mean, config.vision.std)
             batch = dataclasses.replace(batch, pixel_values=pixels)
             with accelerator.autocast():
-                losses, report, _ = objective(batch)
-                images.append(model.encode_image(pixels))
-                texts.append(model.encode_text(batch.input_ids, batch.attention_mask))
+                image, text = model.image_tokens(pixels), model.text_tokens(batch.input_ids, batch.attention_mask)
+                losses, report, _ = objective.score(image, text, batch)
+            images.append(image.feature)
+            texts.append(text.feature)
             owners.append(batch.image_index + start)
             for name, value in {**losses, **report}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(pixels) / sizes

@@ -68,28 +68,25 @@ class FeedForward(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, cross-attention where `cross`, feed-forward.
-
-    `gated` multiplies the cross-attention by a learned scalar that starts at 0 (FIBER, arXiv 2206.07643, eq. 2).
-    """
+    """Pre-norm transformer block: self-attention, cross-attention where `cross`, feed-forward."""
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, cross: bool = False,
-                 gated: bool = False, dropout: float = 0.0, ternary: bool = False):
+                 dropout: float = 0.0, ternary: bool = False):
         super().__init__()
         self.norm_self, self.self_attention = nn.LayerNorm(hidden_size), Attention(hidden_size, num_heads, ternary)
         if cross:
             self.norm_cross, self.cross = nn.LayerNorm(hidden_size), Attention(hidden_size, num_heads, ternary)
-        self.gate = nn.Parameter(torch.zeros(())) if gated else None
         self.norm_ffn = nn.LayerNorm(hidden_size)
         self.ffn = FeedForward(hidden_size, intermediate_size, ternary)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, context: tuple[Tensor, Tensor] | None = None,
-                context_mask: Tensor | None = None, cache: list | None = None, weights: list | None = None) -> Tensor:
+                cache: list | None = None, weights: list | None = None) -> Tensor:
         """x (B, L, D) -> (B, L, D).
 
-        mask: (B or 1, 1, L or 1, L) bool, true where a token may look. context: `self.cross.keys(…)` of the other
-        modality. cache: [key, value] of the tokens before x, extended in place (an empty list to begin with).
+        mask: broadcastable to (B, H, L, S) bool, true where a token may look. context: `self.cross.keys(...)` of what
+        is looked at. cache: [key, value] of the tokens before x, extended in place (an empty list to begin with).
+        weights: a list that receives the cross-attention (B, H, L, S).
         """
         normed = self.norm_self(x)
         keys = self.self_attention.keys(normed)
@@ -98,6 +95,5 @@ class Block(nn.Module):
             cache[:] = keys
         x = x + self.dropout(self.self_attention(normed, keys, mask))
         if context is not None:
-            crossed = self.cross(self.norm_cross(x), context, context_mask, weights)
-            x = x + self.dropout(crossed if self.gate is None else self.gate * crossed)
+            x = x + self.dropout(self.cross(self.norm_cross(x), context, weights=weights))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
