@@ -103,3 +103,12 @@ class PixelCache:
 def calls(read: Any, count: int) -> Iterator[Any]:
     """`read(0)`, `read(1)`, ... as calls that have not been made yet."""
     return (lambda i=i: read(i) for i in range(count))
+
+
+def check_bad(bad: dict[str, str], count: int, allowed: float) -> None:
+    """Raise `ValueError` with the list where more than the `allowed` share of `count` images is unreadable."""
+    if len(bad) > allowed * count:
+        lines = [f"  {name}: {reason}" for name, reason in list(bad.items())[:50]]
+        more = [f"  ... and {len(bad) - 50} more"] if len(bad) > 50 else []
+        raise ValueError("\n".join([f"{len(bad)} of {count} images are unreadable, more than data.max_bad_fraction = "
+                                    f"{allowed:g} allows:", *lines, *more]))

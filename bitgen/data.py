@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bitgen.cache import check_bad
 from bitgen.dataset import Dataset, Item, open_data
 from bitgen.images import BadImage
 from bitgen.tokenizer import Tokenizer
@@ -82,7 +83,7 @@ class Collator:
         self.bad: dict[str, str] = {}
 
     def __call__(self, indices: Sequence[int], epoch: int = 0) -> Batch:
-        """The batch of these positions, of exactly as many images. Raises `ValueError` where no image is readable."""
+        """The batch of these positions, of as many images. Raises `ValueError` where too many are unreadable."""
         before = set(self.bad)
         images = [self._readable(i, epoch) for i in indices]
         captions = [self._choose(i, epoch) for i, _ in images]
@@ -106,6 +107,7 @@ class Collator:
                 return chosen, self.dataset.pixels(chosen, self.image_size)
             except BadImage as error:
                 self.bad[self.dataset.image_ids[chosen]] = str(error)
+                check_bad(self.bad, len(self.dataset), self.dataset.max_bad_fraction)
                 chosen = draw.randrange(len(self.dataset))
         raise ValueError(f"no readable image in 100 tries; the last: {next(reversed(self.bad.values()))}")
 

@@ -134,6 +134,11 @@ def to_uint8(image: Image.Image, size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+def picture(pixels: np.ndarray, i: int) -> Image.Image:
+    """Image i of uint8 (N, 3, S, S), the way back from `to_uint8`."""
+    return Image.fromarray(np.ascontiguousarray(pixels[i].transpose(1, 2, 0)))
+
+
 def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 (B, 3, S, S) to float32 of the same shape, (pixels / 255 - mean) / std for each channel.
 

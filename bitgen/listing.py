@@ -27,7 +27,7 @@ class Listing:
     captions: list[list[str]]
     read: Read
     fingerprint: str
-    """Changes when the images may have changed: names the prepared pixels."""
+    """Changes when the images may have changed: names the prepared pixels. Empty where `read` decodes nothing."""
 
     def select(self, indices: Sequence[int]) -> Listing:
         """The listing of these images alone, in this order."""
@@ -35,7 +35,7 @@ class Listing:
         if indices == list(range(len(self.image_ids))):
             return self
         return Listing([self.image_ids[i] for i in indices], [self.captions[i] for i in indices],
-                       partial(_nth, self.read, indices), digest(self.fingerprint, *indices))
+                       partial(_nth, self.read, indices), self.fingerprint and digest(self.fingerprint, *indices))
 
 
 Splits = dict[str, Callable[[], Listing]]

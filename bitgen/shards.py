@@ -1,4 +1,4 @@
-"""Images packed into larger files: parquet, WebDataset tar shards, and data sets streamed from the Hub."""
+"""Images packed into larger files: parquet and WebDataset tar shards."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ from bitgen.listing import (
     column,
     files_digest,
     grouped,
-    split_of,
 )
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
 MAX_TEXT_BYTES = 1_000_000
-HUB = "hub://"
-NEEDS_DATA = "pip install 'bitgen[data]'"
 
 
 def parquet_splits(root: Path, image_root: str | None = None) -> Splits:
@@ -54,7 +51,7 @@ def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]]) -> Iterator[t
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
-        raise ValueError(f"{file}: parquet needs the package pyarrow: {NEEDS_DATA}") from None
+        raise ValueError(f"{file}: parquet needs the package pyarrow: pip install 'bitgen[data]'") from None
     try:
         opened = parquet.ParquetFile(file)
         names = opened.schema_arrow.names
@@ -163,29 +160,3 @@ class _Spans:
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(min(size, MAX_BYTES + 1))
-
-
-def hub_splits(repo: str) -> dict[str, str]:
-    """From our splits to what the Hub data set `repo` calls them."""
-    names = _datasets(repo).get_dataset_split_names(repo)
-    return {ours: name for name in reversed(names) if (ours := split_of(name))}
-
-
-def hub_rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]:
-    """Image id, captions and bytes of each row of a Hub data set's split, streamed in order; nothing is decoded."""
-    datasets = _datasets(repo)
-    stream = datasets.load_dataset(repo, split=name, streaming=True)
-    columns = stream.column_names or list(next(iter(stream)))
-    image, caption = column(columns, IMAGE_COLUMNS, f"{HUB}{repo}"), column(columns, CAPTION_COLUMNS, f"{HUB}{repo}")
-    stream = stream.cast_column(image, datasets.Image(decode=False))
-    for i, row in enumerate(stream):
-        value = row[image] or {}
-        yield value.get("path") or f"{name}:{i}", as_captions(row[caption], f"{HUB}{repo}: row {i}"), value.get("bytes")
-
-
-def _datasets(repo: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(f"{HUB}{repo}: Hub data sets need the package datasets: {NEEDS_DATA}") from None
-    return datasets
