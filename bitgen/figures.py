@@ -148,7 +148,9 @@ def _wrap(text: str, inches: float, size: float, lines: int = 1, weight: str = "
     font = FontProperties(size=size, weight=weight)
     text, letters = " ".join(text.split())[:2000], int(inches * 72 / (0.4 * size))
     while True:  # letters differ in width threefold: measure, and take fewer until it fits
-        wrapped = textwrap.wrap(text, letters, max_lines=lines, placeholder=" …") or [""]
+        wrapped = textwrap.wrap(text, letters) or [""]
+        if len(wrapped) > lines:
+            wrapped[lines - 1:] = [wrapped[lines - 1][: letters - 2].rstrip() + " …"]
         widest = max(TextPath((0, 0), line, prop=font).get_extents().width / 72 if line else 0 for line in wrapped)
         if widest <= inches or letters <= 6:
             return "\n".join(wrapped)

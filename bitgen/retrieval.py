@@ -85,15 +85,15 @@ def rank_features(image_features: Tensor, text_features: Tensor, caption_to_imag
         raise ValueError(f"image_features are {images.shape[1]} wide and text_features {texts.shape[1]}: widths differ")
     owner = check_captions(caption_to_image, len(images), len(texts)).to(images.device)
     index = torch.arange(len(images), device=images.device)
-    i2t = [compare(images[i] @ texts.T, index[i, None] == owner) for i in _spans(len(images), chunk)]
-    t2i = [compare(texts[i] @ images.T, owner[i, None] == index) for i in _spans(len(texts), chunk)]
+    i2t = [compare(_cosines(images[i], texts), index[i, None] == owner) for i in _spans(len(images), chunk)]
+    t2i = [compare(_cosines(texts[i], images), owner[i, None] == index) for i in _spans(len(texts), chunk)]
     return Ranking(*map(torch.cat, zip(*i2t, strict=True))), Ranking(*map(torch.cat, zip(*t2i, strict=True)))
 
 
 def nearest(queries: Tensor, keys: Tensor, k: int, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
     """Cosines and indices, each `(Q, min(k, C))`, of the best of `keys (C, D)` for each of `queries (Q, D)`."""
     queries, keys = check_features(queries, "queries"), check_features(keys, "keys")
-    found = [(queries[i] @ keys.T).topk(min(k, len(keys))) for i in _spans(len(queries), chunk)]
+    found = [_cosines(queries[i], keys).topk(min(k, len(keys))) for i in _spans(len(queries), chunk)]
     return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 
@@ -215,6 +215,12 @@ def check_captions(caption_to_image: Sequence[int] | Tensor, images: int, captio
     if len(bare):
         raise ValueError(f"caption_to_image: {len(bare)} of {images} images have no caption, the first is {bare[0]}")
     return owner.long()
+
+
+def _cosines(queries: Tensor, keys: Tensor) -> Tensor:
+    """(Q, C) of unit rows (Q, D), (C, D); in float32 inside autocast too, where bf16 would make ties of neighbours."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ keys.T
 
 
 def _spans(length: int, chunk: int) -> list[slice]:

@@ -211,3 +211,11 @@ def test_reranking_a_collapsed_model_scores_chance():
 def test_half_precision_features_are_compared_in_float32():
     images, _, owner = gallery([1] * 50)
     assert recall_at_k(images.bfloat16(), images[owner].bfloat16(), owner)["t2i_r1"] == 1.0
+
+
+def test_autocast_changes_nothing():
+    images, texts, owner = gallery([5] * 200, noise=2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, near = recall_at_k(images, texts, owner), nearest(images, texts, 5)
+    assert found == recall_at_k(images, texts, owner)
+    assert torch.equal(near[0], nearest(images, texts, 5)[0])
