@@ -69,18 +69,21 @@ def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, 
     """
     training, device = model.training, torch.device(device or next(model.parameters()).device)
     model.eval().to(device)
-    gallery = gallery or encode(model, processor, dataset, batch_size, device)
-    images = len(gallery.indices)
-    report = {"images": images, "captions": len(gallery.owner), "unreadable": len(dataset) - images}
-    report |= _retrieval(model, gallery, rerank, weight, batch_size * 4, device)
-    if images >= FOLDED:
-        folds = [gallery.fold(*part) for part in retrieval.split(gallery.owner, images, FOLD)]
-        means = retrieval.mean_report([_retrieval(model, f, rerank, weight, batch_size * 4, device) for f in folds])
-        report |= {f"fold1k_{key}": value for key, value in means.items() if not key.endswith(("_low", "_high"))}
-    report |= perplexities(model, processor, dataset, device)
-    if getattr(dataset, "truth", None) is not None:
-        report |= attributes(model, processor, dataset, batch_size, device)
-    model.train(training)
+    try:
+        gallery = gallery or encode(model, processor, dataset, batch_size, device)
+        images = len(gallery.indices)
+        report = {"images": images, "captions": len(gallery.owner), "unreadable": len(dataset) - images}
+        report |= _retrieval(model, gallery, rerank, weight, batch_size * 4, device)
+        if images >= FOLDED:
+            folds = [gallery.fold(*part) for part in retrieval.split(gallery.owner, images, FOLD)]
+            each = [_retrieval(model, fold, rerank, weight, batch_size * 4, device) for fold in folds]
+            means = retrieval.mean_report(each)
+            report |= {f"fold1k_{key}": means[key] for key in means if not key.endswith(("_low", "_high"))}
+        report |= perplexities(model, processor, dataset, device)
+        if getattr(dataset, "truth", None) is not None:
+            report |= attributes(model, processor, dataset, batch_size, device)
+    finally:
+        model.train(training)
     return report
 
 

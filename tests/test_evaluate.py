@@ -156,8 +156,10 @@ def test_features_that_are_not_finite_are_refused(tokenizer):
     model, processor = build(BitGen, tokenizer)
     with torch.no_grad():
         model.itc_text.weight[0, 0] = float("nan")
+    model.train()
     with pytest.raises(ValueError, match="text_features: .*NaN"):
         evaluate(model, processor, Numbers(4))
+    assert model.training
 
 
 def test_evaluation_changes_nothing_and_repeats(tokenizer):
