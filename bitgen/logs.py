@@ -25,6 +25,7 @@ LAYOUT = {
         "gradient norm 0.05-0.5": [r"grad_norm$"],
         "memory utilization above 0.5, quality above 0.7": [r"memory_(utilization|quality)$"],
         "validation loss": [r"val_total$"],
+        "validation recall at 1": [r"val_(chance_)?[ti]2[it]_r1$"],
         "learning rate": [r"lr$"],
     }
 }
@@ -66,7 +67,7 @@ class RunLog:
         for key, value in values.items():
             self._event(step, lambda s, key=key, value=value: s.scalar(key, value))
 
-    def histogram(self, step: int, tag: str, values: Any) -> None:
+    def histogram(self, tag: str, values: Any, step: int) -> None:
         """Distribution of the finite values of an array or tensor of any shape, e.g. of weights."""
         import numpy
 
@@ -75,11 +76,11 @@ class RunLog:
         if values.size:
             self._event(step, lambda s: s.histogram(tag, values, bins=64))
 
-    def image(self, step: int, tag: str, pixels: Any) -> None:
+    def image(self, tag: str, pixels: Any, step: int) -> None:
         """One uint8 picture (3, H, W)."""
         self._event(step, lambda s: s.image(tag, _numpy(pixels), dataformats="CHW"))
 
-    def figure(self, step: int, tag: str, figure: Any) -> None:
+    def figure(self, tag: str, figure: Any, step: int) -> None:
         """A matplotlib figure, which is left open."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -87,7 +88,7 @@ class RunLog:
         canvas.draw()
         self._event(step, lambda s: s.image(tag, _numpy(canvas.buffer_rgba())[..., :3], dataformats="HWC"))
 
-    def text(self, step: int, tag: str, text: str) -> None:
+    def text(self, tag: str, text: str, step: int) -> None:
         """Markdown."""
         self._event(step, lambda s: s.text(tag, text))
 

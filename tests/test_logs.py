@@ -94,13 +94,13 @@ def test_everything_else_that_is_shown_once_a_run(tmp_path):
         log.layout()
         log.hparams({"model": {"hidden_size": 8, "betas": [0.9, 0.98]}, "resume": None}, ["val_t2i_r1"])
         step = (resume or 0) + 1
-        log.histogram(step, "weights", torch.randn(4, 5).bfloat16())
-        log.histogram(step, "broken", torch.full((3,), math.nan))
-        log.image(step, "worst", torch.zeros(3, 8, 9, dtype=torch.uint8))
+        log.histogram("weights", torch.randn(4, 5).bfloat16(), step)
+        log.histogram("broken", torch.full((3,), math.nan), step)
+        log.image("worst", torch.zeros(3, 8, 9, dtype=torch.uint8), step)
         figure = Figure(figsize=(1, 1))
         figure.subplots().plot([1, 2])
-        log.figure(step, "curve", figure)
-        log.text(step, "health", "**OK**")
+        log.figure("curve", figure, step)
+        log.text("health", "**OK**", step)
     seen = events(tmp_path)
     assert [e.step for e in seen.Histograms("weights")] == [1, 4] and "broken" not in seen.Tags()["histograms"]
     assert [(e.width, e.height) for e in seen.Images("worst")] == [(9, 8)] * 2
@@ -136,7 +136,7 @@ def test_a_full_disk_is_one_warning(tmp_path, monkeypatch, caplog, broken):
     with caplog.at_level(logging.WARNING):
         for step in range(2, 10):
             log.scalars(step, {"itc": 1.0})
-            log.histogram(step, "weights", torch.zeros(3))
+            log.histogram("weights", torch.zeros(3), step)
         log.close()
     [record] = caplog.records
     assert "No space left" in record.message and str(tmp_path) in record.message
