@@ -6,11 +6,12 @@ Help texts are the configuration's docstrings (through tyro). Exit status 0 mean
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
@@ -41,16 +42,25 @@ class Evaluate:
     """Device to compute on."""
 
 
+Format = Literal["auto", "scenes", "karpathy", "coco", "parquet", "webdataset", "hub", "csv"]
+
+
 @dataclass
-class Check:
-    """Count images, captions, duplicates, unreadable files and images without captions; draw a contact sheet."""
+class Source:
+    """A data set."""
 
     root: tyro.conf.Positional[str]
     """Data set, as `data.root` of training takes it."""
-    format: Literal["auto", "scenes", "karpathy", "coco", "parquet", "webdataset", "hub", "csv"] = "auto"
+    format: Format = "auto"
     """How it is laid out."""
     image_root: str | None = None
     """Folder of the image files where it is not beside the captions."""
+
+
+@dataclass
+class Check(Source):
+    """Count images, captions, duplicates, unreadable files and images without captions; draw a contact sheet."""
+
     sheet: str = "contact-sheet.png"
     """PNG that receives the contact sheet."""
     json: str | None = None
@@ -58,15 +68,11 @@ class Check:
 
 
 @dataclass
-class Prepare:
+class Prepare(Source):
     """Decode the images once into a uint8 cache, from which training reads without waiting."""
 
-    root: tyro.conf.Positional[str]
-    """Data set, as `data.root` of training takes it."""
     image_size: int = 224
     """Side of the prepared images, pixels."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """Further data settings."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,14 +135,39 @@ def evaluate(argv: list[str]) -> int:
 
     model, processor = load(options.run, checkpoint=options.checkpoint, device=options.device)
     dataset = open_data(DataConfig(root=options.data), options.split, processor.vision.image_size)
-    report = module.evaluate(model, processor, dataset, rerank=options.rerank)
+    gallery = module.encode(model, processor, dataset, device=options.device)
+    report = module.evaluate(model, processor, dataset, rerank=options.rerank, gallery=gallery)
+    print(module.summary(report))
     if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+        _write(options.json, json.dumps(report, indent=2))
+    picture = Path(options.picture or (Path(options.run) if Path(options.run).is_dir() else Path()) / "retrievals.png")
+    module.picture(gallery, dataset, processor.vision.image_size).savefig(picture)
+    print(f"best, typical and worst retrievals: {picture}")
     return 0
 
 
 def data(argv: list[str]) -> int:
     """`bitgen data check` and `bitgen data prepare`."""
-    command = tyro.cli(Annotated[Check | Prepare, tyro.conf.arg(name="")], prog="bitgen data", args=argv)
-    print(command)
+    from bitgen import prepare as module
+    from bitgen.data import open_data
+
+    commands = {"check": Check, "prepare": Prepare}
+    options = tyro.extras.subcommand_cli_from_dict(commands, prog="bitgen data", args=argv)
+    config = DataConfig(root=options.root, format=options.format, image_root=options.image_root)
+    if isinstance(options, Prepare):
+        for split, part in module.prepare(config, options.image_size).items():
+            print(f"{split}: {part['images']} images prepared at {options.image_size} px, "
+                  f"{part['unreadable']} unreadable")
+        return 0
+    report = module.check(config)
+    print(module.summary(report))
+    if options.json:
+        _write(options.json, json.dumps(report, indent=2))
+    module.contact_sheet(open_data(dataclasses.replace(config, max_bad_fraction=1.0), "train", 128), options.sheet)
+    print(f"contact sheet: {options.sheet}")
     return 0
+
+
+def _write(path: str, text: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text + "\n", encoding="utf-8")

@@ -274,7 +274,7 @@ class Trainer:
         if self.log:
             tqdm.write(line, file=sys.stderr)
             (self.folder / "run.json").write_text(json.dumps(to_dict(self.config), indent=2), encoding="utf-8")
-            self.log.text("run", line, self.step)
+            self.log.text(self.step, "run", line)
             self.log.layout()
 
     def _log(self, report: dict[str, float]) -> None:
