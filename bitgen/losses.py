@@ -61,8 +61,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden[start:start + chunk] = grad @ matrix
             grad_weight += (grad.T @ part).float()
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        loss, nll = ((1 - smoothing) * nll + smoothing * smooth) / rows, nll / rows
         ctx.mark_non_differentiable(nll)
-        return ((1 - smoothing) * nll + smoothing * smooth) / rows, nll / rows
+        return loss, nll
 
     @staticmethod
     def backward(ctx, grad_loss, _):
