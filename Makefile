@@ -26,7 +26,7 @@ tensorboard: $(VENV)/with-core ## the curves of every run under runs/
 lab: $(VENV)/with-notebooks,viz,data ## JupyterLab, with the library importable
 	$(RUN) -m jupyterlab
 
-bench: $(VENV)/with-dev,viz,data ## what each part of the model is worth, a quick pass
+bench: $(VENV)/with-core ## what each part of the model is worth, a quick pass
 	$(RUN) benchmarks/ablate.py
 
 lint: $(VENV)/with-dev ## ruff
