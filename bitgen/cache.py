@@ -72,7 +72,8 @@ class PixelCache:
             raise ValueError(f"{folder}: cannot hold the prepared images: {error}; "
                              "choose another folder with data.cache") from error
         finally:
-            partial.unlink(missing_ok=True)
+            if partial.exists():
+                partial.unlink()
         return self.open()
 
     def _decode(self, sources: Iterable[Any], count: int | None, label: str, file) -> tuple[int, dict[int, str]]:

@@ -82,11 +82,9 @@ def open_data(config: DataConfig, split: str, image_size: int, seed: int = 0, al
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     if config.root == "scenes" or config.format == "scenes":
         return _scenes(config, split, image_size, seed)
-    listing = _with_captions(_split(sources(config, image_size), config, split))
+    listing = _split(sources(config, image_size), config, split)
     if split == "train" and config.limit is not None:
         listing = listing.select(range(min(config.limit, len(listing.image_ids))))
-    if not listing.image_ids:
-        raise ValueError(f"{config.root}: no images with captions in split {split!r}")
     return _prepared(listing, config, image_size, f"{split} images", always)
 
 
@@ -130,7 +128,9 @@ def _split(splits: Splits, config: DataConfig, split: str) -> Listing:
         source = splits.get("train")
     if source is None:
         raise ValueError(f"{config.root}: no split {split!r}; it has {', '.join(sorted(splits)) or 'none'}")
-    listing = source()
+    listing = _with_captions(source())
+    if not listing.image_ids:
+        raise ValueError(f"{config.root}: no images with captions in split {split!r}")
     return listing if {"any", "val"} & set(splits) or split == "test" else _share(listing, config, split)
 
 

@@ -112,14 +112,11 @@ def read_webdataset(files: Sequence[Path]) -> Listing:
 def _tar_rows(file: Path) -> Iterator[tuple[str, list[str], tuple[Path, int, int]]]:
     """Image id, captions and place (file, offset, bytes) of each sample of a shard."""
     samples: dict[str, tuple[list, list]] = {}
-    size = file.stat().st_size
     try:
         with tarfile.open(file, "r:") as shard:
             for member in shard:
                 if not member.isreg():
                     continue
-                if member.offset_data + member.size > size:
-                    raise ValueError(f"{file}: truncated in {member.name!r}")
                 path = PurePosixPath(member.name)
                 key, _, kind = path.name.partition(".")
                 places, captions = samples.setdefault(str(path.parent / key), ([], []))
@@ -128,6 +125,9 @@ def _tar_rows(file: Path) -> Iterator[tuple[str, list[str], tuple[Path, int, int
                 elif kind.lower() in ("txt", "json"):
                     captions += _member_captions(shard.extractfile(member).read(MAX_TEXT_BYTES), kind.lower(),
                                                  f"{file}: {member.name}")
+            # tarfile takes a header it cannot read for the end; the true end is a block of zeros.
+            if _read_span(file, shard.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError(f"{file}: truncated or damaged at byte {shard.offset}")
     except tarfile.TarError as error:
         raise ValueError(f"{file}: not a readable tar file (compressed ones are not): {error}") from None
     for key, (places, captions) in samples.items():
@@ -157,6 +157,10 @@ class _Spans:
         path, offset, size = self._places[i]
         if not size:
             raise BadImage(f"{path}: sample {i} has no image ({', '.join(IMAGE_MEMBERS)})")
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(min(size, MAX_BYTES + 1))
+        return _read_span(path, offset, min(size, MAX_BYTES + 1))
+
+
+def _read_span(path: Path, offset: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
