@@ -48,19 +48,21 @@ class Reading(NamedTuple):
 
 def evidence(address: Tensor, value: Tensor, noise: float, weight: Tensor | None = None) -> Belief:
     """The sums that writing these pairs adds: address (…, n, K), value (…, n, C), weight (…, n) of each pair."""
-    address, value = address.float(), value.float()
-    weighted = address if weight is None else address * weight[..., None]
-    transposed = weighted.transpose(-2, -1) / noise**2
-    return Belief(transposed @ address, transposed @ value)
+    with _exactly(address):
+        address, value = address.float(), value.float()
+        weighted = address if weight is None else address * weight[..., None]
+        transposed = weighted.transpose(-2, -1) / noise**2
+        return Belief(transposed @ address, transposed @ value)
 
 
 def read(belief: Belief, address: Tensor, noise: float) -> Reading:
     """What the memory returns for address (…, n, K)."""
-    address = address.float()
-    factor = torch.linalg.cholesky(belief.precision)
-    mean = address @ torch.cholesky_solve(belief.information, factor)
-    half = torch.linalg.solve_triangular(factor, address.transpose(-2, -1), upper=False)       # (…, K, n)
-    return Reading(mean, half.square().sum(-2) + noise**2)
+    with _exactly(address):
+        address = address.float()
+        factor = torch.linalg.cholesky(belief.precision)
+        mean = address @ torch.cholesky_solve(belief.information, factor)
+        half = torch.linalg.solve_triangular(factor, address.transpose(-2, -1), upper=False)   # (…, K, n)
+        return Reading(mean, half.square().sum(-2) + noise**2)
 
 
 def kl_divergence(posterior: Belief, prior: Belief) -> Tensor:
@@ -70,12 +72,18 @@ def kl_divergence(posterior: Belief, prior: Belief) -> Tensor:
     2 KL = C [tr(P0 U) - K + ln|P| - ln|P0|] + tr((R - R0)' P0 (R - R0)).
     """
     slots, width = posterior.information.shape[-2:]
-    factor, prior_factor = torch.linalg.cholesky(posterior.precision), torch.linalg.cholesky(prior.precision)
-    half = torch.linalg.solve_triangular(factor, prior_factor.expand_as(factor), upper=False)  # tr(P0 U) = |half|^2
-    log_ratio = 2 * (_log_diagonal(factor) - _log_diagonal(prior_factor))
-    shift = posterior.mean() - prior.mean()
-    distance = (shift * (prior.precision @ shift)).sum((-2, -1))
-    return (half.square().sum((-2, -1)) - slots + log_ratio) / (2 * slots) + distance / (2 * slots * width)
+    with _exactly(posterior.precision):
+        factor, prior_factor = torch.linalg.cholesky(posterior.precision), torch.linalg.cholesky(prior.precision)
+        half = torch.linalg.solve_triangular(factor, prior_factor.expand_as(factor), upper=False)  # tr(P0 U) = |half|^2
+        log_ratio = 2 * (_log_diagonal(factor) - _log_diagonal(prior_factor))
+        shift = posterior.mean() - prior.mean()
+        distance = (shift * (prior.precision @ shift)).sum((-2, -1))
+        return (half.square().sum((-2, -1)) - slots + log_ratio) / (2 * slots) + distance / (2 * slots * width)
+
+
+def _exactly(x: Tensor) -> torch.autocast:
+    """Autocast off: sums and factors in bf16 would not be positive definite."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _log_diagonal(factor: Tensor) -> Tensor:
@@ -109,7 +117,7 @@ class EpisodicMemory(nn.Module):
 
     def address(self, key: Tensor) -> Tensor:
         """Key (…, D) -> address (…, K) of unit length."""
-        with torch.autocast(key.device.type, enabled=False):
+        with _exactly(key):
             return F.normalize(self.addressing(key.float()), dim=-1, eps=1e-6)
 
     def prior(self) -> Belief:
@@ -156,10 +164,11 @@ def address_perplexity(usage: Tensor) -> Tensor:
 
 
 def quality(written: Tensor, returned: Tensor) -> Tensor:
-    """Mean cosine of what was written and what was read back, each less its episode's mean.
+    """Mean cosine of what was written and what was read back, each less its mean; 0 where nothing was written.
 
     Without the centring a memory that returns one average value for every key would look good, as values share a
     common part. written, returned (…, n, C); scalar between -1 and 1, about 0 for a memory that tells nothing.
     """
     centred = written - written.mean(-2, keepdim=True)
-    return F.cosine_similarity(centred, returned - returned.mean(-2, keepdim=True), dim=-1, eps=1e-6).mean()
+    cosine = F.cosine_similarity(centred, returned - returned.mean(-2, keepdim=True), dim=-1, eps=1e-6)
+    return cosine.sum() / max(cosine.numel(), 1)
