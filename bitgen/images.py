@@ -35,6 +35,10 @@ _UPRIGHT = {
 }
 
 
+# 16-bit grey -> 8-bit: 65535 is white. As a table it needs a tenth of the memory that arithmetic would.
+_EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
+
+
 class BadImage(ValueError):
     """An image that cannot be used; the message names the file, where there is one, and the reason."""
 
@@ -117,13 +121,13 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode as RGB. Pillow itself clips 16-bit grey at 255 and drops alpha to whatever lies under it."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.float32) / 257
-        image = Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(_EIGHT_BITS[np.asarray(image).clip(0, 65535)])
     elif image.mode == "F":
         raise BadImage("floating-point pixels have no defined range; convert to 8 bits first")
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        shown = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(shown, mask=shown.getchannel("A"))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -87,6 +87,13 @@ def text_bomb():
     return encode(quadrants(), "PNG", pnginfo=info)
 
 
+def huge_canvas():
+    """An animated WebP of two small frames that claims 16,383 x 16,383 pixels."""
+    data = encode(quadrants(), "WEBP", save_all=True, append_images=[Image.new("RGB", (32, 32))])
+    size = data.index(b"VP8X") + 12
+    return data[:size] + 2 * (16_382).to_bytes(3, "little") + data[size + 6:]
+
+
 def half_transparent():
     image = quadrants("RGBA")
     image.putalpha(0)
@@ -124,6 +131,7 @@ BAD = {
     "50,000 x 50,000": (png(50_000, 50_000), "too large|bomb"),
     "169 megapixels": (png(13_000, 13_000), "too large|bomb"),
     "25 megapixels": (png(5_000, 5_001), "too large"),
+    "animation of 268 megapixels": (huge_canvas(), "too large|bomb"),
     "1 x 20,000": (png(1, 20_000), "too large"),
     "1 x 100": (encode(Image.new("RGB", (1, 100)), "PNG"), "50:1"),
     "no width": (png(0, 10), None),
