@@ -14,3 +14,46 @@ os.environ.update(
 )
 os.environ.pop("HF_TOKEN", None)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+TOWER = {"model_type": "dinov2", "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "mlp_ratio": 2}
+WORDS = 60  # entries of the tiny vocabulary; 0 begins, ends and pads
+
+
+def tiny_model(seed=0, gates=0.0, **changes):
+    """A model 32 wide over 16 patches of 32-pixel images, in evaluation mode; `gates` opens the fusion."""
+    import torch
+
+    from bitgen.config import ModelConfig, VisionConfig
+    from bitgen.model import BitGen
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "text_layers": 2, "decoder_layers": 2, "num_heads": 4, "intermediate_size": 64,
+             "max_tokens": 16, "vocab_size": WORDS, "memory_slots": 8}
+    model = BitGen(ModelConfig(**{**sizes, **changes}), VisionConfig(image_size=32, tower=TOWER)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("_gate"):
+                parameter.fill_(gates)
+    return model
+
+
+def tiny_batch(images=6, captions=2, length=10, seed=0, full=False):
+    """Normalised noise and random words; captions of different lengths unless `full`."""
+    import torch
+
+    from bitgen.data import Batch
+
+    generator = torch.Generator().manual_seed(seed)
+    count = images * captions
+    ids = torch.randint(1, WORDS, (count, length), generator=generator)
+    lengths = torch.randint(4, length + 1, (count,), generator=generator)
+    lengths = torch.full_like(lengths, length) if full else lengths
+    mask = torch.arange(length)[None] < lengths[:, None]
+    ids[:, 0] = 0
+    ids[torch.arange(count), lengths - 1] = 0
+    return Batch(pixel_values=torch.randn(images, 3, 32, 32, generator=generator), input_ids=ids * mask,
+                 attention_mask=mask, image_index=torch.arange(images).repeat_interleave(captions),
+                 image_ids=1000 * (seed + 1) + torch.arange(images),
+                 caption_ids=1_000_000 * (seed + 1) + torch.arange(count))
