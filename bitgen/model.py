@@ -4,8 +4,7 @@ B images, N captions, M pairs, P patches, L caption tokens, D width, K slots, V 
 intermediates, so that notebooks, app and health checks read what training reads.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: `from_pretrained` reads the types of `BitGen.__init__`.
 import math
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from bitgen.config import ModelConfig, VisionConfig
 from bitgen.fusion import Fusion
 from bitgen.generation import generate
 from bitgen.memory import Belief, EpisodicMemory, Reading
+from bitgen.ranges import check_ranges
 from bitgen.text import TextDecoder, TextEncoder
 from bitgen.vision import VisionTower
 
@@ -43,7 +43,10 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
 
     def __init__(self, model: ModelConfig, vision: VisionConfig):
         super().__init__()
-        _check(model)
+        check_ranges(model, "model")
+        if model.hidden_size % model.num_heads:
+            raise ValueError(f"model.hidden_size {model.hidden_size} is not a multiple of model.num_heads "
+                             f"{model.num_heads}")
         width = model.hidden_size
         self.config = model
         self.vision_config = vision
@@ -196,13 +199,13 @@ class _DecoderState:
         self.contexts = model.decoder.contexts(context)
         self.caches: list[list] = [[] for _ in model.decoder.blocks]
 
-    def step(self, tokens: Tensor, cache: _DecoderState | None, position: int) -> tuple[Tensor, _DecoderState]:
+    def step(self, tokens: Tensor, cache: "_DecoderState | None", position: int) -> tuple[Tensor, "_DecoderState"]:
         """tokens (B,) at `position` -> logits (B, V) float32 of the next token, and this state."""
         embedded = self.model.text.embedding(tokens[:, None])
         hidden = self.model.decoder(embedded, self.contexts, self.caches)[:, -1]
         return F.linear(hidden, self.model.text.embedding.weight).float(), self
 
-    def reorder(self, index: Tensor) -> _DecoderState:
+    def reorder(self, index: Tensor) -> "_DecoderState":
         """Row i continues what row index[i] was."""
         self.contexts = [tuple(x[index] for x in pair) for pair in self.contexts]
         self.caches = [[x[index] for x in cache] for cache in self.caches]
@@ -217,16 +220,3 @@ def unit(x: Tensor) -> Tensor:
 def pair_key(image_feature: Tensor, text_feature: Tensor) -> Tensor:
     """Key (…, D) of an image with words: halfway between the two features, so that either alone finds it."""
     return unit(image_feature + text_feature)
-
-
-def _check(config: ModelConfig) -> None:
-    if config.hidden_size % config.num_heads:
-        raise ValueError(f"model.hidden_size {config.hidden_size} is not a multiple of model.num_heads "
-                         f"{config.num_heads}")
-    low = {"hidden_size": 1, "text_layers": 1, "decoder_layers": 1, "num_heads": 1, "intermediate_size": 1,
-           "vocab_size": 2, "max_tokens": 4, "fusion_layers": 1, "memory_slots": 0}
-    for name, least in low.items():
-        if getattr(config, name) < least:
-            raise ValueError(f"model.{name} must be at least {least}, got {getattr(config, name)}")
-    if not config.temperature >= 1 / MAX_LOGIT_SCALE:
-        raise ValueError(f"model.temperature must be at least {1 / MAX_LOGIT_SCALE}, got {config.temperature}")

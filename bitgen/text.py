@@ -26,6 +26,9 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids (N, L) int64, attention_mask (N, L) bool -> tokens (N, L, D)."""
+        most = self.position.num_embeddings
+        if input_ids.shape[1] > most:
+            raise ValueError(f"captions of {input_ids.shape[1]} tokens; model.max_tokens is {most}")
         x = self.embedding(input_ids) + self.position.weight[: input_ids.shape[1]]
         mask = attention_mask[:, None, None, :]
         for block in self.blocks:

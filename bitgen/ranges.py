@@ -1,0 +1,35 @@
+"""What each numeric setting may be. One table, checked where a setting is first used."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+ANY = (1, inf)
+RANGES: dict[str, dict[str, tuple[float, float]]] = {  # smallest and largest allowed value
+    "data": {"val_fraction": (0, 0.9), "captions_per_image": ANY, "crop_scale": (0.01, 1), "max_bad_fraction": (0, 1),
+             "workers": (0, inf), "vocab_size": (257, inf), "limit": ANY, "scenes_train": ANY},
+    "model": {"hidden_size": ANY, "text_layers": ANY, "decoder_layers": ANY, "num_heads": ANY,
+              "intermediate_size": ANY, "max_tokens": (4, inf), "vocab_size": (2, inf), "dropout": (0, 0.99),
+              "fusion_layers": ANY, "memory_slots": (0, inf), "memory_noise": (0.01, inf), "memory_decay": (0, 1),
+              "temperature": (0.01, inf)},
+    "loss": {"itc": (0, inf), "itm": (0, inf), "text": (0, inf), "memory_kl": (0, inf), "label_smoothing": (0, 0.99),
+             "queue": (0, inf), "momentum": (0, 1), "episode": ANY, "left_out": (0, 1)},
+    "optim": {"lr": (0, inf), "vision_lr": (0, inf), "weight_decay": (0, inf), "warmup_steps": (0, inf),
+              "clip": (1e-6, inf), "batch_size": ANY, "accumulation": ANY, "epochs": ANY, "max_steps": ANY,
+              "patience": ANY, "min_delta": (0, inf), "max_skipped": (0, inf)},
+    "hub": {"push_every": ANY},
+    "": {"save_every": ANY, "keep": ANY, "log_every": ANY, "validate_every": ANY},
+}
+
+
+def check_ranges(section: Any, name: str) -> None:
+    """Raise `ValueError` for the first setting of `section` that is out of range, naming it, the value and the range.
+
+    `name`: of the section in the configuration, such as `model`; empty for the settings at its root. None passes.
+    """
+    for key, (low, high) in RANGES[name].items():
+        value = getattr(section, key)
+        if value is not None and not low <= value <= high:                        # written so that NaN fails
+            wanted = f"at least {low}" if high == inf else f"between {low} and {high}"
+            raise ValueError(f"{name}.{key}".removeprefix(".") + f" must be {wanted}, got {value}")
