@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 # Public name -> module, imported when first used, so that `import bitgen` costs nothing.
 _WHERE = {"BitGen": "model", "Config": "config", "Processor": "processing", "Tokenizer": "tokenizer",
-          "Trainer": "trainer", "evaluate": "evaluate", "load": "hub", "load_preset": "config",
+          "Trainer": "trainer", "load": "hub", "load_preset": "config",
           "open_data": "data", "recall_at_k": "retrieval"}
 __all__ = ["__version__", *_WHERE]
 
@@ -19,7 +19,7 @@ def __getattr__(name: str):
     if name not in _WHERE:
         raise AttributeError(f"module 'bitgen' has no attribute {name!r}")
     found = getattr(import_module(f"bitgen.{_WHERE[name]}"), name)
-    globals()[name] = found  # over a submodule of the same name, such as `evaluate`
+    globals()[name] = found
     return found
 
 

@@ -36,20 +36,20 @@ class Gallery:
     """(M, D), unit length."""
     owner: Tensor
     """(M,) int64: the image of each caption, as an index into the N."""
-    image_tokens: Tensor
-    """(N, 1+P, D)."""
-    text_tokens: Tensor
-    """(M, L, D)."""
-    attention_mask: Tensor
-    """(M, L) bool."""
     indices: list[int]
     """The N readable images' places in the data set."""
+    image_tokens: Tensor | None = None
+    """(N, 1+P, D); only re-ranking needs these three."""
+    text_tokens: Tensor | None = None
+    """(M, L, D)."""
+    attention_mask: Tensor | None = None
+    """(M, L) bool."""
 
     def fold(self, images: slice, captions: Tensor) -> Gallery:
         """The part with these images and the captions (indices) that belong to them."""
         return Gallery(self.image_features[images], self.text_features[captions], self.owner[captions] - images.start,
-                       self.image_tokens[images], self.text_tokens[captions], self.attention_mask[captions],
-                       self.indices[images])
+                       self.indices[images], self.image_tokens[images], self.text_tokens[captions],
+                       self.attention_mask[captions])
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def encode(model, processor, dataset, batch_size: int = 64, device: str | torch.
         encoded = model.text_tokens(ids[rows].to(device), mask[rows].to(device))
         texts.append((encoded.feature.cpu(), encoded.tokens.cpu()))
     (image_features, image_tokens), (text_features, text_tokens) = (map(torch.cat, zip(*x)) for x in (images, texts))
-    return Gallery(image_features, text_features, owner, image_tokens, text_tokens, mask, indices)
+    return Gallery(image_features, text_features, owner, indices, image_tokens, text_tokens, mask)
 
 
 def _retrieval(model, gallery: Gallery, rerank: int, weight: float, batch_size: int, device) -> dict[str, float]:
@@ -161,9 +161,11 @@ def log_odds(model, gallery: Gallery, images: Tensor, captions: Tensor, batch_si
     odds = torch.empty(len(order))
     for rows in order.split(batch_size):
         length = int(lengths[captions[rows]].max())
-        logits = model.match_tokens(gallery.image_tokens[images[rows]].to(device),
-                                    gallery.text_tokens[captions[rows], :length].to(device),
-                                    gallery.attention_mask[captions[rows], :length].to(device)).float()
+        (used, image), (said, caption) = (x[rows].unique(return_inverse=True) for x in (images, captions))
+        logits = model.match_tokens(gallery.image_tokens[used].to(device),
+                                    gallery.text_tokens[said, :length].to(device),
+                                    gallery.attention_mask[said, :length].to(device),
+                                    (image.to(device), caption.to(device))).float()
         odds[rows] = (logits[:, 1] - logits[:, 0]).cpu()
     if not torch.isfinite(odds).all():
         raise ValueError(f"matching: {int((~torch.isfinite(odds)).sum())} of {len(odds)} logits are NaN or infinite")

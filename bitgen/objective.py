@@ -7,6 +7,7 @@ E episodes of n images. `Objective` computes; nothing is written to queue, momen
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,15 +23,26 @@ from bitgen.model import MAX_LOGIT_SCALE, BitGen, Encoded, pair_key
 from bitgen.negatives import FeatureQueue, MomentumCopy, hard_negatives
 
 
-class Written(NamedTuple):
-    """What an episode wrote: address (B, K) and the sums it adds."""
+class Keys(NamedTuple):
+    """Momentum features of a batch, one pair an image: image (B, D), text (B, D) of its first caption. No gradient."""
 
-    address: Tensor
-    added: Belief
+    image: Tensor
+    text: Tensor
+
+
+class Pending(NamedTuple):
+    """What a batch leaves to be written after the step."""
+
+    keys: Keys | None
+    """For the queue."""
+    address: Tensor | None
+    """(B, K): where the memory was addressed."""
+    added: Belief | None
+    """The sums that the episodes wrote."""
 
 
 class Objective(nn.Module):
-    """ITC with queue, ITM with hard negatives, text reconstruction, memory KL (design: the mathematics)."""
+    """ITC with queue, ITM with hard negatives, text reconstruction, memory KL."""
 
     def __init__(self, model: BitGen, config: LossConfig):
         super().__init__()
@@ -38,60 +50,75 @@ class Objective(nn.Module):
         self.momentum = MomentumCopy(model, config.momentum) if config.momentum else None
         self.queue = FeatureQueue(config.queue, model.config.hidden_size) if config.queue else None
 
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Written | None]:
-        """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to remember."""
-        return self.score(self.model.image_tokens(batch.pixel_values),
-                          self.model.text_tokens(batch.input_ids, batch.attention_mask), batch)
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
+        """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to write later."""
+        image = self.model.image_tokens(batch.pixel_values)
+        text = self.model.text_tokens(batch.input_ids, batch.attention_mask)
+        return self.score(image, text, batch, self._keys(batch, image, text) if self.queue is not None else None)
 
-    def score(self, image: Encoded, text: Encoded,
-              batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Written | None]:
-        """The same from B images and N captions that are encoded already."""
+    def score(self, image: Encoded, text: Encoded, batch: Batch,
+              keys: Keys | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
+        """The same from B images and N captions that are encoded already; without `keys` the queue takes no part."""
         losses, report = {}, {}
-        with torch.autocast(image.feature.device.type, enabled=False):
-            losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, batch, report)
         first, last = _ends(batch.image_index, len(batch.image_ids))
+        with torch.autocast(image.feature.device.type, enabled=False):
+            losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, keys, batch, first, report)
         code = self._match(image, text, batch, first, similarity, allowed, losses, report)
-        reading, written = self._episode(image.feature, text.feature[first], code, first != last, losses, report)
+        reading, address, added = self._episode(image.feature, text.feature[first], code, first != last, losses, report)
         if self.config.text:
             self._reconstruct(image, reading, batch, last, losses, report)
         losses["total"] = sum(getattr(self.config, name) * loss for name, loss in losses.items())
-        return losses, {name: value.detach() for name, value in report.items()}, written
+        return losses, {name: value.detach() for name, value in report.items()}, Pending(keys, address, added)
 
     # The parts --------------------------------------------------------------------------------------------
 
-    def _contrast(self, image, text, batch, report) -> tuple[Tensor, Tensor, Tensor]:
-        """ITC over batch and queue; also logits (N, B) of this process and which of them are negatives."""
+    @torch.no_grad()
+    def _keys(self, batch: Batch, image: Encoded, text: Encoded) -> Keys:
+        """Features by the momentum copy; without one the online features."""
+        first, _ = _ends(batch.image_index, len(batch.image_ids))
+        if self.momentum is None:
+            return Keys(image.feature.detach(), text.feature[first].detach())
+        encoder = self.momentum.model
+        return Keys(encoder.encode_image(batch.pixel_values),
+                    encoder.encode_text(batch.input_ids[first], batch.attention_mask[first]))
+
+    def _contrast(self, image, text, keys, batch, first, report) -> tuple[Tensor, Tensor, Tensor]:
+        """ITC over the batch and, with `keys`, over momentum keys and queue; logits (N, B); which are negatives.
+
+        The two are separate softmaxes. In a single one the positive would be an online feature among negatives of
+        the momentum copy, and telling the two encoders apart would be a short-cut.
+        """
         images, texts = _gathered(image), _gathered(text)                            # (B', D), (N', D)
         image_ids, caption_ids = _gathered(batch.image_ids), _gathered(batch.caption_ids)
-        offset = _rank() * len(image)
+        here, offset = _rank() * len(text), _rank() * len(image)
         owner = _gathered(batch.image_index + offset)                                # (N',) image of each caption
-        mine = torch.arange(len(images), device=image.device)[None] == owner[:, None]        # (N', B')
-        equal = (caption_ids[:, None] == caption_ids[None]).float() @ mine.float() > 0       # text stands under image
-        same = (image_ids[owner][:, None] == image_ids[None]) | equal                # (N', B') never negatives
-        rows = slice(_rank() * len(text), (_rank() + 1) * len(text))
-        columns = slice(offset, offset + len(image))
+        mine = owner[:, None] == torch.arange(len(images), device=image.device)      # (N', B')
+        equal = (caption_ids[:, None] == caption_ids).float() @ mine.float() > 0     # the text stands under the image
+        same = (image_ids[owner][:, None] == image_ids) | equal                      # (N', B') never negatives
+        rows, columns = slice(here, here + len(text)), slice(offset, offset + len(image))
         scale = self.model.scale()
         t2i, i2t = scale * text @ images.T, scale * image @ texts.T                  # (N, B'), (B, N')
-        t2i_same, i2t_same = same[rows], same.T[columns]
-        if self.queue is not None and self.training:
+        terms = [(t2i, mine[rows], ~same[rows]), (i2t, mine.T[columns], ~same.T[columns])]
+        if keys is not None:
             old_images, old_texts, old_ids, old_captions = self.queue.held()
-            t2i = torch.cat([t2i, scale * text @ old_images.T], 1)                   # (N, B'+Q)
-            i2t = torch.cat([i2t, scale * image @ old_texts.T], 1)                   # (B, N'+Q)
-            words = batch.caption_ids[:, None] == old_captions[None]                 # (N, Q)
-            pictures = batch.image_ids[:, None] == old_ids[None]                     # (B, Q)
-            known = mine[rows, columns].float()
-            t2i_same = torch.cat([t2i_same, words | pictures[batch.image_index]], 1)
-            i2t_same = torch.cat([i2t_same, pictures | (known.T @ words.float() > 0)], 1)
-        t2i_positive, i2t_positive = _wider(mine[rows], t2i), _wider(mine.T[columns], i2t)
-        loss = (contrastive_loss(t2i, t2i_positive, ~t2i_same) + contrastive_loss(i2t, i2t_positive, ~i2t_same)) / 2
+            pictures = batch.image_ids[:, None] == old_ids                           # (B, Q)
+            words = batch.caption_ids[:, None] == old_captions                       # (N, Q)
+            shown = mine[rows, columns].T.float() @ words.float() > 0                # (B, Q) text stands under image
+            firsts = _gathered(first + here)                                         # (B',) caption of each text key
+            t2i_known = torch.cat([same[rows], words | pictures[batch.image_index]], 1)
+            i2t_known = torch.cat([same[firsts].T[columns], shown | pictures], 1)
+            long_t2i = scale * text @ torch.cat([_gathered(keys.image), old_images]).T          # (N, B'+Q)
+            long_i2t = scale * image @ torch.cat([_gathered(keys.text), old_texts]).T           # (B, B'+Q)
+            terms += [(long_t2i, _wider(mine[rows], long_t2i), ~t2i_known),
+                      (long_i2t, _wider(mine[firsts].T[columns], long_i2t), ~i2t_known)]
         with torch.no_grad():
-            report["itc_chance"] = (contrastive_chance(t2i_positive, ~t2i_same)
-                                    + contrastive_chance(i2t_positive, ~i2t_same)) / 2
-            report["t2i"] = (t2i[:, : len(images)].argmax(1) == owner[rows]).float().mean()
-            best = i2t[:, : len(texts)].argmax(1)
-            report["i2t"] = (owner[best] == torch.arange(len(image), device=image.device) + offset).float().mean()
+            report["itc_chance"] = sum(contrastive_chance(*masks) for _, *masks in terms) / len(terms)
+            report["t2i"] = (t2i.argmax(1) == owner[rows]).float().mean()
+            found = owner[i2t.argmax(1)] - offset
+            report["i2t"] = (found == torch.arange(len(image), device=image.device)).float().mean()
             report["t2i_chance"] = report["i2t_chance"] = torch.tensor(1.0 / len(images), device=image.device)
             report["logit_scale"] = scale
+        loss = sum(contrastive_loss(*term) for term in terms) / len(terms)
         return loss, t2i[:, columns].detach(), ~same[rows, columns]
 
     def _match(self, image, text, batch, first, similarity, allowed, losses, report) -> Tensor:
@@ -112,14 +139,15 @@ class Objective(nn.Module):
             report["itm_acc_chance"] = 1 - matched.float().mean()
         return code[: len(first)]
 
-    def _episode(self, image, text, code, several, losses, report) -> tuple[Reading | None, Written | None]:
+    def _episode(self, image, text, code, several, losses, report):
         """Write (image, first caption) of a share of the images to copies of the prior, read with images alone.
 
+        Returns the reading of each image, the addresses (B, K) and the sums written, or three times None.
         Episodes are smaller than the number of slots: K slots tell at most K facts apart.
         """
         memory = self.model.memory
         if memory is None:
-            return None, None
+            return None, None, None
         with torch.autocast(image.device.type, enabled=False):
             value = self.model.value(code.float())
             spread = lambda x: _episodes(x, self.config.episode)                      # (B, …) -> (E, n, …)  # noqa: E731
@@ -133,8 +161,7 @@ class Objective(nn.Module):
             losses["memory_kl"] = kl_divergence(belief, prior).mean()
             report["memory_quality"] = quality(value[kept].detach(), reading.mean.flatten(0, 1)[: len(image)][kept])
         flat = Reading(*(x.flatten(0, 1)[: len(image)] for x in reading))
-        total = Belief(*(x.detach().sum(0) for x in added))
-        return flat, Written(address.detach(), total)
+        return flat, address.detach(), Belief(*(x.detach().sum(0) for x in added))
 
     def _reconstruct(self, image, reading, batch, last, losses, report) -> None:
         """The decoder on each image's last caption: real tokens only."""
@@ -148,19 +175,17 @@ class Objective(nn.Module):
     # After the step ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def after_step(self, batch: Batch, written: Written | None) -> None:
-        """All writes of a training step: momentum copy, then queue, then persistent memory, then the clamp."""
-        self.model.logit_scale.clamp_(max=float(torch.tensor(MAX_LOGIT_SCALE).log()))
-        if written is not None:
-            self.model.memory.remember(_gathered(written.address), Belief(*(_summed(x) for x in written.added)))
+    def after_step(self, batch: Batch, pending: Pending) -> None:
+        """All writes of a training step: the clamp, the queue, the persistent memory, the momentum copy."""
+        self.model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        if pending.keys is not None:
+            first, _ = _ends(batch.image_index, len(batch.image_ids))
+            self.queue.enqueue(*(_gathered(x) for x in (*pending.keys, batch.image_ids, batch.caption_ids[first])))
+        if pending.address is not None:
+            added = Belief(*(_summed(x) for x in pending.added))
+            self.model.memory.remember(_gathered(pending.address), added)
         if self.momentum is not None:
             self.momentum.update(self.model)
-        if self.queue is not None:
-            first, _ = _ends(batch.image_index, len(batch.image_ids))
-            encoder = self.momentum.model if self.momentum is not None else self.model
-            image = encoder.encode_image(batch.pixel_values)
-            text = encoder.encode_text(batch.input_ids[first], batch.attention_mask[first])
-            self.queue.enqueue(*(_gathered(x) for x in (image, text, batch.image_ids, batch.caption_ids[first])))
 
 
 def _ends(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from bitgen import checkpoint
 from bitgen.config import Config, VisionConfig, from_dict, to_dict
 from bitgen.data import Batch, BatchSampler, Collator, open_data
+from bitgen.evaluate import Gallery, picture
 from bitgen.images import augment, normalise
 from bitgen.logs import RunLog
 from bitgen.losses import smoothing_floor
@@ -198,9 +199,9 @@ class Trainer:
         for index in range(config.accumulation):
             batch = self._to_device(next(batches), self.step * config.accumulation + index)
             with self.accelerator.autocast():
-                losses, report, written = self.wrapped(batch)
+                losses, report, pending = self.wrapped(batch)
             self.accelerator.backward(losses["total"] / config.accumulation)
-            done.append((batch, written))
+            done.append((batch, pending))
         report = {**{name: loss.detach() for name, loss in losses.items()}, **report}
         if self.step % self.config.log_every == self.config.log_every - 1 or self.step == 0:
             report |= gradient_norms(self.model)                                  # before clipping
@@ -208,9 +209,8 @@ class Trainer:
         report["grad_norm"], report["lr"] = norm, self.optimizer.param_groups[0]["lr"]
         if torch.isfinite(norm) and torch.isfinite(losses["total"]):
             self.optimizer.step()
-            with self.accelerator.autocast():
-                for batch, written in done:
-                    self.objective.after_step(batch, written)
+            for batch, pending in done:
+                self.objective.after_step(batch, pending)
             self.skipped = 0
         else:
             self.skipped += 1
@@ -250,8 +250,14 @@ class Trainer:
 
     def _validated(self) -> bool:
         """Validate and log; true where early stopping says that it is enough."""
-        self.validation = validate(self.weights, self.config, self.val_data, self.tokenizer, self.accelerator)
+        self.validation, gallery = validate(self.weights, self.config, self.val_data, self.tokenizer, self.accelerator)
         self._log({f"val_{name}": value for name, value in self.validation.items()})
+        if self.log:
+            size = self.config.vision.image_size
+            self.log.figure("retrievals", picture(gallery, self.val_data, size), self.step)
+            for name, part in self.model.named_children():
+                if weights := [p.detach().flatten() for p in part.parameters()]:
+                    self.log.histogram(f"weights/{name}", torch.cat(weights), self.step)
         loss = self.validation["total"]
         if loss < self.best["loss"] - self.config.optim.min_delta:
             self.best = {"step": self.step, "loss": loss, "waited": 0}
@@ -274,8 +280,9 @@ class Trainer:
         if self.log:
             tqdm.write(line, file=sys.stderr)
             (self.folder / "run.json").write_text(json.dumps(to_dict(self.config), indent=2), encoding="utf-8")
-            self.log.text(self.step, "run", line)
+            self.log.text("run", line, self.step)
             self.log.layout()
+            self.log.hparams(to_dict(self.config), ["val_total", "val_t2i_r1", "val_i2t_r1"])
 
     def _log(self, report: dict[str, float]) -> None:
         if not self.log:
@@ -290,8 +297,8 @@ class Trainer:
             extra["text_floor"] = smoothing_floor(self.config.model.vocab_size, self.config.loss.label_smoothing)
             extra["text_chance"] = math.log(self.config.model.vocab_size)
         if "grad_norm" in report:
-            extra |= {f"gate/{name.removesuffix('.gate')}": float(p) for name, p in self.model.named_parameters()
-                      if name.endswith(".gate")}
+            extra |= {f"gate/{name.removeprefix('fusion.layers.')}": float(p)
+                      for name, p in self.model.named_parameters() if name.endswith("_gate")}
             extra["queue_size"] = float(self.objective.queue.size) if self.objective.queue is not None else 0.0
             extra["bad_images"] = float(len(self.collator.bad))
         self.log.scalars(self.step, report | extra)
@@ -374,6 +381,7 @@ class Trainer:
         self.stopped_by = number
 
 
+GATE_LR = 10.0
 BAR = {"itc": "itc", "itm": "itm", "txt": "text", "t2i": "t2i", "i2t": "i2t", "lr": "lr"}
 PUBLISHED = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json")
 
@@ -396,16 +404,20 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def parameter_groups(model: nn.Module, lr: float, vision_lr: float | None, weight_decay: float) -> list[dict]:
-    """AdamW's groups: tower and rest with their rates; no decay on norms, biases, gates, embeddings, the scale."""
+    """AdamW's groups: tower, rest and gates with their rates; no decay on norms, biases, gates, embeddings, the scale.
+
+    A gate is one number that starts at 0 and Adam moves it by about the rate each step: at the common rate the
+    towers would stay uni-modal for hundreds of steps, so gates learn `GATE_LR` times as fast.
+    """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    groups: dict[tuple[bool, bool], list] = {}
+    groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or id(parameter) in embeddings or "embeddings." in name or "prior_" in name
-            groups.setdefault((name.startswith("vision."), plain), []).append(parameter)
-    return [{"params": parameters, "lr": (vision_lr or lr) if tower else lr,
-             "weight_decay": 0.0 if plain else weight_decay}
-            for (tower, plain), parameters in sorted(groups.items())]
+            rate = (vision_lr or lr) if name.startswith("vision.") else GATE_LR * lr if name.endswith("_gate") else lr
+            groups.setdefault((rate, 0.0 if plain else weight_decay), []).append(parameter)
+    return [{"params": parameters, "lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in sorted(groups.items())]
 
 
 @torch.no_grad()
@@ -421,7 +433,7 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelerator: Accelerator,
-             batch_size: int = 100) -> dict[str, float]:
+             batch_size: int = 100) -> tuple[dict[str, float], Gallery]:
     """Losses without queue and without augmentation, and recall over the whole split; the same at every call.
 
     Nothing of the model's state changes: hard negatives and left-out images come from a fixed seed.
@@ -445,8 +457,9 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
             owners.append(batch.image_index + start)
             for name, value in {**losses, **report}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(pixels) / sizes
-    recall = recall_at_k(torch.cat(images), torch.cat(texts), torch.cat(owners))
-    return {**sums, **{name: float(value) for name, value in recall.items()}, "images": sizes}
+    gallery = Gallery(*(torch.cat(x).cpu() for x in (images, texts, owners)), indices=list(range(sizes)))
+    recall = recall_at_k(gallery.image_features, gallery.text_features, gallery.owner)
+    return {**sums, **{name: float(value) for name, value in recall.items()}, "images": sizes}, gallery
 
 
 def random_state() -> dict:

@@ -1,0 +1,249 @@
+"""The training loop: it learns, resumes to the bit, survives bad numbers, signals and disks, and says so."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bitgen import checkpoint
+from bitgen.cli import main, parse_config
+from bitgen.config import Config, load_preset
+from bitgen.hub import load
+from bitgen.logs import read_metrics
+from bitgen.trainer import Stop, Trainer, parameter_groups, schedule
+
+TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
+        "--optim.batch-size", "16", "--optim.max-steps", "6", "--optim.epochs", "4", "--log-every", "1",
+        "--save-every", "3", "--validate-every", "6", "--loss.queue", "64", "--loss.episode", "8"]
+
+
+def config(folder, *changes):
+    return parse_config([*TINY, "--output-dir", str(folder), *changes])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of six steps."""
+    folder = tmp_path_factory.mktemp("run")
+    Trainer(config(folder)).fit()
+    return folder
+
+
+def state_of(folder, step):
+    return torch.load(folder / f"checkpoint-{step}" / f"checkpoint-{step}.pt", weights_only=True)
+
+
+def differences(a, b, path=""):
+    """Places where two nested states differ in a single bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        return [found for i, (x, y) in enumerate(zip(a, b)) for found in differences(x, y, f"{path}/{i}")]
+    return [] if a == b else [path]
+
+
+def steady(line):
+    """A metrics line without what depends on the clock."""
+    return {key: value for key, value in line.items() if key != "images_per_second"}
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(run, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_validated", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stop, match="signal 15 after step 4") as stop:
+            Trainer(config(tmp_path, "--validate-every", "4", "--save-every", "100")).fit()
+    assert stop.value.code == 143
+    Trainer(config(tmp_path, "--resume", "auto")).fit()
+    ended, resumed = state_of(run, 6), state_of(tmp_path, 6)
+    assert differences(ended, resumed) == []
+    assert [steady(line) for line in read_metrics(run)] == [steady(line) for line in read_metrics(tmp_path)]
+    weights = (run / "model.safetensors").read_bytes()
+    assert weights == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_resuming_passes_over_a_damaged_checkpoint_and_says_so(run, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    trainer = Trainer(config(tmp_path / "run", "--resume", "auto"))
+    assert trainer.resume_from.name == "checkpoint-3"
+    told = capsys.readouterr().err
+    assert "checkpoint-6" in told and "model.safetensors" in told
+
+
+def test_a_resumed_run_needs_neither_the_pretrained_folder_nor_the_tokenizer_again(run, tmp_path):
+    changed = config(run, "--resume", "auto", "--vision.pretrained", str(tmp_path / "gone"),
+                     "--data.tokenizer", str(tmp_path / "gone"))
+    assert Trainer(changed).model.vision.image_size == 32
+
+
+def test_the_run_folder_holds_what_the_layout_promises(run):
+    root = {path.name for path in run.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "metrics.jsonl",
+            "tensorboard", "checkpoint-3", "checkpoint-6"} <= root
+    held = {path.name for path in (run / "checkpoint-6").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.json", "checkpoint-6.pt"} <= held
+    checkpoint.verify(run / "checkpoint-6")
+    for source in (run, run / "checkpoint-6"):
+        model, processor = load(source)
+        features = model.encode_text(**processor(text=["a red ring above a blue square"]))
+        assert features.shape == (1, 64) and torch.allclose(features.norm(dim=1), torch.ones(1), atol=1e-5)
+
+
+def test_every_loss_is_logged_beside_its_chance_level(run):
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    pairs = {"itc": "itc_chance", "t2i": "t2i_chance", "itm_acc": "itm_acc_chance", "text_nll": "text_chance"}
+    for line in lines:
+        assert all(math.isfinite(line[name]) and math.isfinite(line[chance]) for name, chance in pairs.items())
+        assert line["grad_norm"] > 0 and line["grad_norm/vision"] > 0
+        assert 0 < line["memory_utilization"] <= 1 and 1 <= line["address_perplexity"] <= 32
+    assert lines[0]["t2i_chance"] == pytest.approx(1 / 16)
+    assert {"val_t2i_r1", "val_chance_t2i_r1", "val_total"} <= lines[-1].keys()
+
+
+def test_training_learns_to_tell_images_apart(tmp_path):
+    settings = ["--optim.max-steps", "60", "--optim.epochs", "10", "--optim.lr", "3e-3", "--save-every", "60",
+                "--validate-every", "60", "--data.scenes-train", "512", "--optim.batch-size", "32",
+                "--log-every", "20", "--loss.momentum", "0.9"]
+    found = Trainer(config(tmp_path, *settings)).fit()
+    assert found["t2i_r10"] > 3 * found["chance_t2i_r10"]
+    assert found["text_nll"] < 0.6 * math.log(512)
+
+
+def test_two_seeds_differ_and_one_seed_repeats(run, tmp_path):
+    again, other = tmp_path / "again", tmp_path / "other"
+    Trainer(config(again, "--optim.max-steps", "2", "--save-every", "2")).fit()
+    Trainer(config(other, "--optim.max-steps", "2", "--save-every", "2", "--seed", "1")).fit()
+    losses = [[line["total"] for line in read_metrics(folder)][:1] for folder in (run, again, other)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_step_with_a_non_finite_loss_changes_no_weight_and_too_many_stop_the_run(tmp_path, monkeypatch):
+    trainer = Trainer(config(tmp_path, "--optim.max-skipped", "3"))
+    clean = trainer._to_device
+    monkeypatch.setattr(trainer, "_to_device", lambda batch, number: spoiled(clean(batch, number)))
+    before = {name: value.clone() for name, value in trainer.objective.state_dict().items()}
+    with pytest.raises(Stop, match="4 steps in a row") as stop:
+        trainer.fit()
+    assert stop.value.code == 76
+    after = trainer.objective.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def spoiled(batch):
+    batch.pixel_values[0] = float("nan")
+    return batch
+
+
+def test_a_full_disk_costs_a_warning_and_three_in_a_row_the_run(tmp_path, monkeypatch, capsys):
+    def full(folder, *_, **__):
+        raise checkpoint.CheckpointError(folder, "no space left", needed=10, free=1)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    Trainer(config(tmp_path / "two")).fit()
+    assert "training goes on" in capsys.readouterr().err
+    with pytest.raises(Stop, match="3 checkpoints in a row") as stop:
+        Trainer(config(tmp_path / "three", "--save-every", "1")).fit()
+    assert stop.value.code == 74
+
+
+def test_early_stopping_waits_as_long_as_it_was_told(tmp_path, monkeypatch):
+    changes = ["--optim.patience", "2", "--validate-every", "1", "--optim.min-delta", "1000"]
+    trainer = Trainer(config(tmp_path, *changes))
+    trainer.fit()
+    assert trainer.step == 3 and trainer.best["step"] == 1   # the first is the best; two more bring nothing
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_accumulated_batches_make_one_step(tmp_path):
+    trainer = Trainer(config(tmp_path, "--optim.accumulation", "2", "--optim.max-steps", "2", "--log-every", "1"))
+    trainer.fit()
+    assert trainer.step == 2 and int(trainer.objective.queue.size) == 64
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_no_decay_on_norms_biases_gates_embeddings_and_two_rates():
+    from conftest import tiny_model
+
+    model = tiny_model()
+    groups = parameter_groups(model, lr=1.0, vision_lr=0.1, weight_decay=0.02)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr"] == (0.1 if name.startswith("vision.") else 1.0)
+            plain = parameter.ndim < 2 or "embedding" in name or "position" in name or "prior_mean" in name
+            assert (group["weight_decay"] == 0) == plain, name
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_the_schedule_warms_up_and_falls_to_a_tenth():
+    rates = [schedule(step, 1000, 100) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01) and max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (99, 100) and rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert max(schedule(step, 20, 1000) for step in range(20)) == 1.0   # a warm-up never eats a short run
+
+
+def test_too_few_images_for_a_batch_is_an_error_that_names_the_setting(tmp_path, capsys):
+    assert main(["train", *TINY, "--output-dir", str(tmp_path), "--data.scenes-train", "8"]) == 65
+    assert "batch_size" in capsys.readouterr().err
+
+
+def test_the_guides_numbers_stand_in_the_coco_preset():
+    coco = load_preset("coco")
+    optim, loss, model = coco.optim, coco.loss, coco.model
+    assert (optim.batch_size, optim.accumulation, optim.lr, optim.weight_decay) == (128, 2, 2e-4, 0.02)
+    assert (optim.warmup_steps, optim.epochs, optim.patience, optim.min_delta, optim.clip) == (1000, 50, 5, 0.001, 1.0)
+    assert (loss.itc, loss.itm, loss.text, loss.memory_kl, loss.queue) == (1.0, 0.5, 0.5, 0.1, 4096)
+    assert (loss.label_smoothing, model.temperature, coco.hub.push_every, coco.keep) == (0.1, 0.07, 1000, 5)
+    assert (model.hidden_size, model.text_layers, model.decoder_layers, model.num_heads) == (128, 4, 2, 4)
+    assert (model.intermediate_size, model.vocab_size, model.memory_slots, model.max_tokens) == (256, 50257, 32, 256)
+    assert coco.data.val_fraction == 0.05
+
+
+def test_an_unknown_setting_ends_with_status_2_and_the_nearest_one():
+    done = subprocess.run([sys.executable, "-m", "bitgen", "train", "--optim.lrr", "1"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--optim.lr" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("argv, told", [
+    (["train", "--config", "coko"], "did you mean 'coco'"),
+    (["train", "--config", "scenes", "--data", "nowhere"], "nowhere"),
+    (["evaluate", "nowhere/at all"], "no such folder"),
+])
+def test_bad_input_is_one_line_and_status_65(argv, told, capsys):
+    assert main(argv) == 65
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1
+
+
+def test_settings_on_the_command_line_win_over_presets_and_presets_over_defaults(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: [nano]\noptim: {lr: 0.5, epochs: 3}\n")
+    found = parse_config(["--config", str(mine), "--optim.lr", "0.25", "--data", "photos"])
+    assert (found.optim.lr, found.optim.epochs, found.model.hidden_size, found.data.root) == (0.25, 3, 64, "photos")
+    assert found.loss == Config().loss
+
+
+def test_evaluation_of_a_run_writes_flat_numbers_and_a_picture(run, tmp_path, capsys):
+    result = tmp_path / "out" / "test.json"
+    assert main(["evaluate", str(run), "--data", "scenes", "--split", "val", "--rerank", "4", "--json", str(result),
+                 "--picture", str(tmp_path / "picture.png")]) == 0
+    report = json.loads(result.read_text())
+    assert report["images"] == 500 and report["captions"] == 2500
+    assert report["t2i_r1"] < 0.1 and report["chance_t2i_r1"] == pytest.approx(1 / 500)
+    assert {"i2t_median_rank", "rerank_t2i_r10", "chance_i2t_r5", "caption_attributes"} <= report.keys()
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert "chance" in capsys.readouterr().out
