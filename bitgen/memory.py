@@ -36,7 +36,7 @@ class Belief(NamedTuple):
 
     def mean(self) -> Tensor:
         """R (…, K, C), by Cholesky."""
-        return torch.cholesky_solve(self.information, torch.linalg.cholesky(self.precision))
+        return torch.cholesky_solve(self.information, _cholesky(self.precision))
 
 
 class Reading(NamedTuple):
@@ -59,7 +59,7 @@ def read(belief: Belief, address: Tensor, noise: float) -> Reading:
     """What the memory returns for address (…, n, K)."""
     with _exactly(address):
         address = address.float()
-        factor = torch.linalg.cholesky(belief.precision)
+        factor = _cholesky(belief.precision)
         mean = address @ torch.cholesky_solve(belief.information, factor)
         half = torch.linalg.solve_triangular(factor, address.transpose(-2, -1), upper=False)   # (…, K, n)
         return Reading(mean, half.square().sum(-2) + noise**2)
@@ -73,12 +73,18 @@ def kl_divergence(posterior: Belief, prior: Belief) -> Tensor:
     """
     slots, width = posterior.information.shape[-2:]
     with _exactly(posterior.precision):
-        factor, prior_factor = torch.linalg.cholesky(posterior.precision), torch.linalg.cholesky(prior.precision)
+        factor, prior_factor = _cholesky(posterior.precision), _cholesky(prior.precision)
         half = torch.linalg.solve_triangular(factor, prior_factor.expand_as(factor), upper=False)  # tr(P0 U) = |half|^2
         log_ratio = 2 * (_log_diagonal(factor) - _log_diagonal(prior_factor))
         shift = posterior.mean() - prior.mean()
         distance = (shift * (prior.precision @ shift)).sum((-2, -1))
         return (half.square().sum((-2, -1)) - slots + log_ratio) / (2 * slots) + distance / (2 * slots * width)
+
+
+def _cholesky(precision: Tensor) -> Tensor:
+    """Lower factor (…, K, K); NaN where there is none, so that training skips such a step instead of dying in it."""
+    factor, failed = torch.linalg.cholesky_ex(precision)
+    return factor.masked_fill(failed[..., None, None] != 0, torch.nan)
 
 
 def _exactly(x: Tensor) -> torch.autocast:
@@ -134,8 +140,11 @@ class EpisodicMemory(nn.Module):
         return belief + evidence(self.address(key), value, self.noise, weight)
 
     def forget(self, belief: Belief, key: Tensor, value: Tensor, weight: Tensor | None = None) -> Belief:
-        """The belief before those pairs were written."""
-        return belief - evidence(self.address(key), value, self.noise, weight)
+        """The belief before those pairs were written. Raises `ValueError` where they cannot have been."""
+        left = belief - evidence(self.address(key), value, self.noise, weight)
+        if torch.linalg.cholesky_ex(left.precision).info.any():
+            raise ValueError("forget: more is taken away than was written; were these pairs ever written, once each?")
+        return left
 
     def read(self, belief: Belief, key: Tensor) -> Reading:
         """Reading for key (…, n, D): mean (…, n, C), variance (…, n)."""
@@ -145,12 +154,13 @@ class EpisodicMemory(nn.Module):
     def remember(self, address: Tensor, added: Belief) -> None:
         """After a training step: decay the persistent sums and add an episode's, note which slots were used.
 
-        address (n, K) of what was written; added: its evidence, summed over episodes.
+        address (n, K) of what was written, zeros for what was not; added: its evidence, summed over episodes.
         """
         self.written_precision.mul_(self.decay).add_(added.precision)
         self.written_information.mul_(self.decay).add_(added.information)
-        mass = address.abs() / address.abs().sum(-1, keepdim=True)
-        self.usage.copy_(mass.mean(0) if not self.usage.any() else self.usage.lerp(mass.mean(0), 1 - self.decay))
+        mass = F.normalize(F.normalize(address.abs(), p=1, dim=-1).sum(0), p=1, dim=0)           # (K,)
+        if mass.any():
+            self.usage.copy_(self.usage.lerp(mass, 1 - self.decay) if self.usage.any() else mass)
 
 
 def utilization(usage: Tensor) -> Tensor:

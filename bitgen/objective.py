@@ -21,6 +21,7 @@ from bitgen.losses import contrastive_chance, contrastive_loss, matching_loss, t
 from bitgen.memory import Belief, Reading, evidence, kl_divergence, quality, read
 from bitgen.model import MAX_LOGIT_SCALE, BitGen, Encoded, pair_key
 from bitgen.negatives import FeatureQueue, MomentumCopy, hard_negatives
+from bitgen.ranges import check_ranges
 
 
 class Keys(NamedTuple):
@@ -36,7 +37,7 @@ class Pending(NamedTuple):
     keys: Keys | None
     """For the queue."""
     address: Tensor | None
-    """(B, K): where the memory was addressed."""
+    """(B, K): where the memory was written, zeros for an image that was left out."""
     added: Belief | None
     """The sums that the episodes wrote."""
 
@@ -46,6 +47,7 @@ class Objective(nn.Module):
 
     def __init__(self, model: BitGen, config: LossConfig):
         super().__init__()
+        check_ranges(config, "loss")
         self.model, self.config = model, config
         self.momentum = MomentumCopy(model, config.momentum) if config.momentum else None
         self.queue = FeatureQueue(config.queue, model.config.hidden_size) if config.queue else None
@@ -64,7 +66,8 @@ class Objective(nn.Module):
         with torch.autocast(image.feature.device.type, enabled=False):
             losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, keys, batch, first, report)
         code = self._match(image, text, batch, first, similarity, allowed, losses, report)
-        reading, address, added = self._episode(image.feature, text.feature[first], code, first != last, losses, report)
+        another = batch.caption_ids[first] != batch.caption_ids[last]                # than the one to be decoded
+        reading, address, added = self._episode(image.feature, text.feature[first], code, another, losses, report)
         if self.config.text:
             self._reconstruct(image, reading, batch, last, losses, report)
         losses["total"] = sum(getattr(self.config, name) * loss for name, loss in losses.items())
@@ -139,7 +142,7 @@ class Objective(nn.Module):
             report["itm_acc_chance"] = 1 - matched.float().mean()
         return code[: len(first)]
 
-    def _episode(self, image, text, code, several, losses, report):
+    def _episode(self, image, text, code, another, losses, report):
         """Write (image, first caption) of a share of the images to copies of the prior, read with images alone.
 
         Returns the reading of each image, the addresses (B, K) and the sums written, or three times None.
@@ -151,7 +154,7 @@ class Objective(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             value = self.model.value(code.float())
             spread = lambda x: _episodes(x, self.config.episode)                      # (B, …) -> (E, n, …)  # noqa: E731
-            kept = several & (torch.rand(len(image), device=image.device) >= self.config.left_out)
+            kept = another & (torch.rand(len(image), device=image.device) >= self.config.left_out)
             weight, values = spread(kept.float()), spread(value)
             address = memory.address(pair_key(image, text).detach())
             added = evidence(spread(address), values, memory.noise, weight)
@@ -161,7 +164,7 @@ class Objective(nn.Module):
             losses["memory_kl"] = kl_divergence(belief, prior).mean()
             report["memory_quality"] = quality(value[kept].detach(), reading.mean.flatten(0, 1)[: len(image)][kept])
         flat = Reading(*(x.flatten(0, 1)[: len(image)] for x in reading))
-        return flat, address.detach(), Belief(*(x.detach().sum(0) for x in added))
+        return flat, address.detach() * kept[:, None], Belief(*(x.detach().sum(0) for x in added))
 
     def _reconstruct(self, image, reading, batch, last, losses, report) -> None:
         """The decoder on each image's last caption: real tokens only."""
@@ -177,7 +180,8 @@ class Objective(nn.Module):
     @torch.no_grad()
     def after_step(self, batch: Batch, pending: Pending) -> None:
         """All writes of a training step: the clamp, the queue, the persistent memory, the momentum copy."""
-        self.model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        # A hair under the forward's own clamp: at or above it there is no gradient to come down by.
+        self.model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         if pending.keys is not None:
             first, _ = _ends(batch.image_index, len(batch.image_ids))
             self.queue.enqueue(*(_gathered(x) for x in (*pending.keys, batch.image_ids, batch.caption_ids[first])))
