@@ -114,6 +114,21 @@ def test_forgetting_restores_what_the_memory_was():
     close(emptied, memory.prior())
 
 
+def test_forgetting_what_was_never_written_is_refused():
+    memory, key, value = module(), torch.randn(4, D), torch.randn(4, C)
+    with pytest.raises(ValueError, match="more is taken away than was written"):
+        memory.forget(memory.write(memory.prior(), key[:3], value[:3]), key, value)
+
+
+def test_numbers_that_are_not_finite_are_read_as_such_and_stop_nothing():
+    memory, key, value = module(), torch.randn(2, 4, D), torch.randn(2, 4, C)
+    key[0, 1, 0] = torch.nan
+    belief = memory.write(memory.prior(), key, value)
+    reading, kl = memory.read(belief, torch.randn(2, 3, D)), M.kl_divergence(belief, memory.prior())
+    assert reading.mean[0].isnan().all() and kl[0].isnan()                         # the other episode is as it was
+    assert reading.mean[1].isfinite().all() and kl[1].isfinite()
+
+
 def test_merging_the_writes_of_two_halves_is_writing_all():
     memory, (address, value) = module(), pairs(24, slots=16)
     halves = M.evidence(address[:12], value[:12], 0.1) + M.evidence(address[12:], value[12:], 0.1)
@@ -192,6 +207,9 @@ def test_usage_is_the_running_mean_of_address_mass():
     memory.remember(spread, M.evidence(spread, torch.zeros(1, C), 0.1))
     torch.testing.assert_close(memory.usage, torch.tensor([0.75, 0.25 * 0.6 / 1.4, 0, 0.25 * 0.8 / 1.4]))
     assert memory.usage.sum().item() == pytest.approx(1)
+    before = memory.usage.clone()
+    memory.remember(torch.zeros(3, K), M.evidence(torch.zeros(3, K), torch.zeros(3, C), 0.1))
+    assert torch.equal(memory.usage, before)                                       # nothing was written
 
 
 def test_a_memory_that_addresses_one_slot_has_low_utilization():
