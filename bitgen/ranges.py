@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
+from bitgen.config import Config
+
 ANY = (1, inf)
 RANGES: dict[str, dict[str, tuple[float, float]]] = {  # smallest and largest allowed value
     "data": {"val_fraction": (0, 0.9), "captions_per_image": ANY, "crop_scale": (0.01, 1), "max_bad_fraction": (0, 1),
@@ -33,3 +35,9 @@ def check_ranges(section: Any, name: str) -> None:
         if value is not None and not low <= value <= high:                        # written so that NaN fails
             wanted = f"at least {low}" if high == inf else f"between {low} and {high}"
             raise ValueError(f"{name}.{key}".removeprefix(".") + f" must be {wanted}, got {value}")
+
+
+def check_config(config: Config) -> None:
+    """`check_ranges` for every section of a run's configuration."""
+    for name in RANGES:
+        check_ranges(getattr(config, name) if name else config, name)

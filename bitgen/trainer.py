@@ -36,6 +36,7 @@ from bitgen.memory import address_perplexity, utilization
 from bitgen.model import BitGen
 from bitgen.objective import Objective
 from bitgen.processing import Processor
+from bitgen.ranges import check_config
 from bitgen.retrieval import recall_at_k
 from bitgen.tokenizer import Tokenizer
 from bitgen.vision import resolve_tower
@@ -68,6 +69,7 @@ class Trainer:
     """One run. `Trainer(config).fit()` trains and leaves a run folder."""
 
     def __init__(self, config: Config):
+        check_config(config)
         self.config = config
         self.folder = Path(config.output_dir)
         self.accelerator = Accelerator(mixed_precision=precision(config.precision), kwargs_handlers=[

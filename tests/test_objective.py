@@ -62,7 +62,7 @@ def slow_contrast(model, batch, encoder=None, history=()):
     image, text = model.encode_image(batch.pixel_values), model.encode_text(batch.input_ids, batch.attention_mask)
     owner, pictures, words = (x.tolist() for x in (batch.image_index, batch.image_ids, batch.caption_ids))
     standing = [{w for w, o in zip(words, owner) if o == b} for b in range(len(pictures))]
-    score = lambda a, b: float(model.scale() * a @ b)  # noqa: E731
+    score = lambda a, b: (model.scale() * a @ b).item()  # noqa: E731
 
     def negative(n, b):
         return pictures[owner[n]] != pictures[b] and words[n] not in standing[b]
