@@ -345,7 +345,7 @@ class Trainer:
             torch.distributed.all_gather_object(states, random_state())
         return {"step": self.step, "skipped": self.skipped, "best": dict(self.best), "validation": self.validation,
                 "objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "random": states, "threads": torch.get_num_threads(), "torch": torch.__version__}
+                "random": states, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
     def _checkpoint(self) -> Path | None:
         """Where `config.resume` says to go on: `auto` is the newest checkpoint that verifies, if there is one."""
@@ -372,7 +372,7 @@ class Trainer:
         self.step, self.skipped = state["step"], state["skipped"]
         self.best, self.validation = state["best"], state["validation"]
         restore_random_state(state["random"][self.accelerator.process_index % len(state["random"])])
-        here = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        here = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
         changed = [f"{name} {state[name]} -> {value}" for name, value in here.items() if state[name] != value]
         exact = f"; not bit-exact: {', '.join(changed)}" if changed else ""
         tqdm.write(f"resumed from {path} at step {self.step}{exact}", file=sys.stderr)
