@@ -229,8 +229,9 @@ class Trainer:
         """Batches from the current step on."""
         count = self.config.optim.accumulation
         workers = self.config.data.workers
+        # A generator of its own: an iterator draws a seed, and of the common one a resumed run would draw twice.
         return iter(DataLoader(Batches(self.sampler, self.collator), batch_size=None, num_workers=workers,
-                               sampler=range(self.step * count, self.steps * count),
+                               sampler=range(self.step * count, self.steps * count), generator=torch.Generator(),
                                prefetch_factor=4 if workers else None, timeout=120 if workers else 0))
 
     def _to_device(self, batch: Batch, number: int) -> Batch:
