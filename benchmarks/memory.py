@@ -1,0 +1,94 @@
+"""Is the memory honest? One-shot writing, reading by noised keys, forgetting, order; and what it tells the decoder.
+
+    python benchmarks/memory.py runs/scenes --data scenes --split test
+
+Writes 24 pairs (image, first caption) to an empty memory, reads with a key and asks whose written value is nearest
+to what came back, by cosine less the episode's mean: chance is 1/24. "Noise 0.5" is Gaussian noise of half the key's
+own length. Prints a Markdown table of means over the episodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+
+import bitgen
+from bitgen.config import DataConfig
+from bitgen.data import open_data
+from bitgen.evaluate import perplexities
+from bitgen.images import normalise
+from bitgen.model import unit
+
+EPISODE = 24
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="run folder, checkpoint folder or Hub id")
+    parser.add_argument("--data", default="scenes")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.25, 0.5])
+    parser.add_argument("--episodes", type=int, default=40)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    model, processor = bitgen.load(options.run)
+    data = open_data(DataConfig(root=options.data), options.split, processor.vision.image_size)
+    rows = []
+    for episode in range(min(options.episodes, len(data) // EPISODE)):
+        rows.append(one_episode(model, processor, data, range(episode * EPISODE, (episode + 1) * EPISODE),
+                                options.noise))
+    print(f"{options.run} on {options.data}/{options.split}: {len(rows)} episodes of {EPISODE} pairs, "
+          f"{model.memory.slots} slots\n\n| what | measured | chance |\n|---|---|---|")
+    for name in rows[0]:
+        mean = sum(row[name] for row in rows) / len(rows)
+        print(f"| {name} | {mean:.4g} | {'' if 'error' in name else f'{1 / EPISODE:.3f}'} |")
+    report = perplexities(model, processor, data)
+    print(f"| caption perplexity, empty memory | {report['perplexity']:.3f} | {report['chance_perplexity']:.0f} |")
+    print(f"| caption perplexity, memory written | {report['perplexity_memory']:.3f} | |")
+
+
+def one_episode(model, processor, data, indices, noises) -> dict[str, float]:
+    pixels = torch.stack([data.pixels(i, processor.vision.image_size) for i in indices])
+    pixels = normalise(pixels, processor.vision.mean, processor.vision.std)
+    words = processor(text=[data.captions[i][0] for i in indices])
+    image, text = model.image_tokens(pixels), model.text_tokens(**words)
+    key, value = model.fact(image, text, words["attention_mask"])
+    memory, prior = model.memory, model.memory.prior()
+    belief = memory.write(prior, key, value)
+    found = {f"right caption first, pair key with noise {noise}": top1(memory, belief, noised(key, noise), value)
+             for noise in noises}
+    found["right caption first, image alone"] = top1(memory, belief, image.feature, value)
+    found["right caption first, words alone"] = top1(memory, belief, text.feature, value)
+    found["right caption first, image of a memory never written"] = top1(memory, prior, image.feature, value)
+    rest = memory.forget(belief, key[:1], value[:1])
+    without = memory.write(prior, key[1:], value[1:])
+    found["error of the rest after forgetting one"] = relative(rest.mean(), without.mean())
+    order = torch.randperm(EPISODE)
+    one_by_one = prior
+    for i in order:
+        one_by_one = memory.write(one_by_one, key[i:i + 1], value[i:i + 1])
+    found["error of another order"] = relative(one_by_one.mean(), belief.mean())
+    return found
+
+
+def noised(key, noise):
+    return unit(key + noise * unit(torch.randn_like(key)))
+
+
+def top1(memory, belief, key, value) -> float:
+    """Share of keys whose own value is the nearest to what is read."""
+    centre = value.mean(0)
+    read = memory.read(belief, key).mean - centre
+    nearest = F.normalize(read, dim=-1) @ F.normalize(value - centre, dim=-1).T
+    return (nearest.argmax(1) == torch.arange(len(key))).float().mean().item()
+
+
+def relative(a, b) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+if __name__ == "__main__":
+    main()
