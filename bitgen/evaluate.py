@@ -23,6 +23,9 @@ from bitgen.scenes import attributes_right
 FOLD, FOLDED = 1000, 5000  # COCO's 5 x 1k protocol: images a fold, and the gallery size from which it is reported
 EPISODE = 24  # images written to the memory together, as in training (`loss.episode`)
 
+PERPLEXITIES = {"with the image": "perplexity", "memory written": "perplexity_memory", "chance": "chance_perplexity",
+                "another image": "perplexity_shuffled", "blank image": "perplexity_blank"}
+
 log = logging.getLogger(__name__)
 
 
@@ -85,6 +88,24 @@ def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, 
     finally:
         model.train(training)
     return report
+
+
+def summary(report: dict[str, float]) -> str:
+    """The recalls of `evaluate` beside chance, and the captions' quality, as lines for the terminal."""
+    names = [f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)]
+    lines = [f"{report['images']} images, {report['captions']} captions"
+             + (f", {report['unreadable']} unreadable" if report["unreadable"] else ""),
+             f"{'':<12}" + "".join(f"{name.replace('_r', ' R@'):>10}" for name in names)]
+    lines += [f"{title:<12}" + "".join(f"{report[prefix + name]:>10.3f}" for name in names)
+              for title, prefix in (("contrast", ""), ("re-ranked", "rerank_"), ("chance", "chance_"))
+              if prefix + names[0] in report]
+    lines.append("caption perplexity: " + ", ".join(
+        f"{title} {report[key]:.2f}" for title, key in PERPLEXITIES.items() if key in report))
+    if "caption_attributes" in report:
+        lines.append("attributes right in captions: " + ", ".join(
+            f"{name} {report[f'caption_{name}']:.3f} (chance {report[f'chance_caption_{name}']:.3f})"
+            for name in ("colour", "shape", "relation", "attributes")))
+    return "\n".join(lines)
 
 
 # Retrieval ------------------------------------------------------------------------------------------------

@@ -161,6 +161,8 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
                     temperature: float = 1.0, max_tokens: int | None = None, belief: Belief | None = None,
                     generator: torch.Generator | None = None) -> Tensor:
         """Captions as tokens (B, <= max_tokens). `belief`: what the memory holds; by default nothing but its prior."""
+        if self.tokenizer is None:
+            raise ValueError("this model has no tokenizer; bitgen.load sets it, or assign model.tokenizer")
         limit = self.config.max_tokens - 1
         if max_tokens is not None and not 1 <= max_tokens <= limit:
             raise ValueError(f"max_tokens must be between 1 and {limit}, got {max_tokens}")
@@ -172,8 +174,6 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
 
     def caption(self, pixel_values: Tensor, **how) -> list[str]:
         """Captions of B images: greedy, `num_beams=3` for beam search, `top_p=0.9` for nucleus sampling."""
-        if self.tokenizer is None:
-            raise ValueError("this model has no tokenizer; bitgen.load sets it, or assign model.tokenizer")
         return [self.tokenizer.decode(row.tolist()) for row in self.caption_ids(pixel_values, **how)]
 
     def _recall(self, image: Encoded, belief: Belief | None) -> Tensor:

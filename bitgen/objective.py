@@ -91,10 +91,11 @@ class Objective(nn.Module):
         The two are separate softmaxes. In a single one the positive would be an online feature among negatives of
         the momentum copy, and telling the two encoders apart would be a short-cut.
         """
-        images, texts = _gathered(image), _gathered(text)                            # (B', D), (N', D)
-        image_ids, caption_ids = _gathered(batch.image_ids), _gathered(batch.caption_ids)
-        here, offset = _rank() * len(text), _rank() * len(image)
-        owner = _gathered(batch.image_index + offset)                                # (N',) image of each caption
+        gathered = _gathered if self.training else lambda x: x                       # each process evaluates alone
+        images, texts = gathered(image), gathered(text)                              # (B', D), (N', D)
+        image_ids, caption_ids = gathered(batch.image_ids), gathered(batch.caption_ids)
+        offset, here = (_offset(len(x)) if self.training else 0 for x in (image, text))
+        owner = gathered(batch.image_index + offset)                                 # (N',) image of each caption
         mine = owner[:, None] == torch.arange(len(images), device=image.device)      # (N', B')
         equal = (caption_ids[:, None] == caption_ids).float() @ mine.float() > 0     # the text stands under the image
         same = (image_ids[owner][:, None] == image_ids) | equal                      # (N', B') never negatives
@@ -107,11 +108,11 @@ class Objective(nn.Module):
             pictures = batch.image_ids[:, None] == old_ids                           # (B, Q)
             words = batch.caption_ids[:, None] == old_captions                       # (N, Q)
             shown = mine[rows, columns].T.float() @ words.float() > 0                # (B, Q) text stands under image
-            firsts = _gathered(first + here)                                         # (B',) caption of each text key
+            firsts = gathered(first + here)                                          # (B',) caption of each text key
             t2i_known = torch.cat([same[rows], words | pictures[batch.image_index]], 1)
             i2t_known = torch.cat([same[firsts].T[columns], shown | pictures], 1)
-            long_t2i = scale * text @ torch.cat([_gathered(keys.image), old_images]).T          # (N, B'+Q)
-            long_i2t = scale * image @ torch.cat([_gathered(keys.text), old_texts]).T           # (B, B'+Q)
+            long_t2i = scale * text @ torch.cat([gathered(keys.image), old_images]).T          # (N, B'+Q)
+            long_i2t = scale * image @ torch.cat([gathered(keys.text), old_texts]).T           # (B, B'+Q)
             terms += [(long_t2i, _wider(mine[rows], long_t2i), ~t2i_known),
                       (long_i2t, _wider(mine[firsts].T[columns], long_i2t), ~i2t_known)]
         with torch.no_grad():
@@ -211,22 +212,41 @@ def _episodes(x: Tensor, size: int) -> Tensor:
     return torch.cat([x, padding]).unflatten(0, (count, length))
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _lengths(length: int, device: torch.device | str = "cpu") -> list[int]:
+    """The `length` of every process, in the order of ranks: images have different numbers of captions."""
+    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(_processes())]
+    dist.all_gather(lengths, torch.tensor([length], device=device))
+    return [int(x) for x in lengths]
+
+
+def _offset(length: int) -> int:
+    """How many rows the processes before this one have."""
+    return 0 if _processes() == 1 else sum(_lengths(length, _device())[: dist.get_rank()])
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def _gathered(x: Tensor) -> Tensor:
     """x of all processes, joined along the rows; gradients reach every process."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if _processes() == 1:
         return x
+    lengths = _lengths(len(x), x.device)
+    padded = torch.cat([x, x.new_zeros(max(lengths) - len(x), *x.shape[1:])]).contiguous()
     if x.requires_grad:
-        return torch.cat(all_gather(x.contiguous()))
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+        parts = all_gather(padded)
+    else:
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths)])
 
 
 def _summed(x: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
+    if _processes() > 1:
         dist.all_reduce(x)
     return x

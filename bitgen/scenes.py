@@ -22,10 +22,10 @@ from bitgen.scene_words import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, at
 
 __all__ = ["HELD_OUT", "VERSION", "Scenes", "attributes_right", "parse", "render"]
 
-VERSION = 2  # raise it when a pixel or a caption changes: it names the cache
+VERSION = 3  # raise it when a pixel or a caption changes: it names the cache
 UNITS = 64  # layout units along a side
 SAMPLES = 4  # samples a pixel and axis
-DIAMETER = {"small": 16, "large": 26}  # units
+DIAMETER = {"small": 20, "large": 28}  # units
 MARGIN, GAP = 1, 3  # units to the border, and between objects
 JITTER = 8  # largest change of a colour channel
 DRAWS = 192  # random numbers set aside for each scene; the longest needs 150

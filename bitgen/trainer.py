@@ -88,6 +88,7 @@ class Trainer:
         self.best = {"step": None, "loss": math.inf, "waited": 0}
         self.validation: dict[str, float] = {}
         self.stopped_by: int | None = None
+        self.bad: dict[str, str] = {}
 
     # Set-up -----------------------------------------------------------------------------------------------
 
@@ -150,6 +151,7 @@ class Trainer:
         self._resume()
         self.log = RunLog(self.folder, self.step or None) if self.accelerator.is_main_process else None
         self._announce()
+        self._name_bad({self.train_data.image_ids[i]: reason for i, reason in self.train_data.bad.items()})
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._loop()
@@ -200,6 +202,7 @@ class Trainer:
         done, report = [], {}
         for index in range(config.accumulation):
             batch = self._to_device(next(batches), self.step * config.accumulation + index)
+            self._name_bad(batch.bad)
             with self.accelerator.autocast():
                 losses, report, pending = self.wrapped(batch)
             self.accelerator.backward(losses["total"] / config.accumulation)
@@ -300,11 +303,21 @@ class Trainer:
             extra["text_floor"] = smoothing_floor(self.config.model.vocab_size, self.config.loss.label_smoothing)
             extra["text_chance"] = math.log(self.config.model.vocab_size)
         if "grad_norm" in report:
-            extra |= {f"gate/{name.removeprefix('fusion.layers.')}": float(p)
+            extra |= {f"gate/{name.removeprefix('fusion.layers.')}": p.item()
                       for name, p in self.model.named_parameters() if name.endswith("_gate")}
             extra["queue_size"] = float(self.objective.queue.size) if self.objective.queue is not None else 0.0
-            extra["bad_images"] = float(len(self.collator.bad))
+            extra["bad_images"] = float(len(self.bad))
         self.log.scalars(self.step, report | extra)
+
+    def _name_bad(self, found: dict[str, str]) -> None:
+        """Name each unreadable image once: in the terminal and in `bad_images.jsonl`."""
+        found = {name: reason for name, reason in found.items() if name not in self.bad}
+        self.bad |= found
+        if self.log and found:
+            with (self.folder / "bad_images.jsonl").open("a", encoding="utf-8") as file:
+                for name, reason in found.items():
+                    tqdm.write(f"unreadable image {name}: {reason}", file=sys.stderr)
+                    file.write(json.dumps({"image": name, "reason": reason}) + "\n")
 
     # Checkpoints ------------------------------------------------------------------------------------------
 
@@ -384,7 +397,6 @@ class Trainer:
         self.stopped_by = number
 
 
-GATE_LR = 10.0
 BAR = {"itc": "itc", "itm": "itm", "txt": "text", "t2i": "t2i", "i2t": "i2t", "lr": "lr"}
 PUBLISHED = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json")
 
@@ -407,17 +419,13 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def parameter_groups(model: nn.Module, lr: float, vision_lr: float | None, weight_decay: float) -> list[dict]:
-    """AdamW's groups: tower, rest and gates with their rates; no decay on norms, biases, gates, embeddings, the scale.
-
-    A gate is one number that starts at 0 and Adam moves it by about the rate each step: at the common rate the
-    towers would stay uni-modal for hundreds of steps, so gates learn `GATE_LR` times as fast.
-    """
+    """AdamW's groups: tower and rest with their rates; no decay on norms, biases, gates, embeddings, the scale."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or id(parameter) in embeddings or "embeddings." in name or "prior_" in name
-            rate = (vision_lr or lr) if name.startswith("vision.") else GATE_LR * lr if name.endswith("_gate") else lr
+            rate = (vision_lr or lr) if name.startswith("vision.") else lr
             groups.setdefault((rate, 0.0 if plain else weight_decay), []).append(parameter)
     return [{"params": parameters, "lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in sorted(groups.items())]
@@ -442,14 +450,14 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
     Nothing of the model's state changes: hard negatives and left-out images come from a fixed seed.
     """
     objective = Objective(model, dataclasses.replace(config.loss, queue=0, momentum=0.0)).eval()
-    sizes = len(data)
+    places = [i for i in range(len(data)) if i not in data.bad]
     collator = Collator(data, tokenizer, config.vision.image_size, None, config.seed, config.model.max_tokens)
     sums: dict[str, float] = {}
     images, texts, owners = [], [], []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for start in range(0, sizes, batch_size):
-            batch = collator(list(range(start, min(start + batch_size, sizes))), 0).to(accelerator.device)
+        for start in range(0, len(places), batch_size):
+            batch = collator(places[start: start + batch_size], 0).to(accelerator.device)
             pixels = normalise(batch.pixel_values, config.vision.mean, config.vision.std)
             batch = dataclasses.replace(batch, pixel_values=pixels)
             with accelerator.autocast():
@@ -459,10 +467,10 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
             texts.append(text.feature)
             owners.append(batch.image_index + start)
             for name, value in {**losses, **report}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(pixels) / sizes
-    gallery = Gallery(*(torch.cat(x).cpu() for x in (images, texts, owners)), indices=list(range(sizes)))
+                sums[name] = sums.get(name, 0.0) + float(value) * len(pixels) / len(places)
+    gallery = Gallery(*(torch.cat(x).cpu() for x in (images, texts, owners)), indices=places)
     recall = recall_at_k(gallery.image_features, gallery.text_features, gallery.owner)
-    return {**sums, **{name: float(value) for name, value in recall.items()}, "images": sizes}, gallery
+    return {**sums, **{name: float(value) for name, value in recall.items()}, "images": len(places)}, gallery
 
 
 def random_state() -> dict:
