@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DINOV2 = {"model_type": "dinov2", "patch_size": 14}
 TOWERS = {  # 0.6 M, 22 M and 86 M parameters; the last two have the sizes of the published DINOv2
     "dinov2-nano": DINOV2 | {"patch_size": 8, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-                             "mlp_ratio": 2},
+                             "mlp_ratio": 2, "initializer_range": 0.09},
     "dinov2-small": DINOV2 | {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
     "dinov2-base": DINOV2 | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
@@ -63,26 +63,7 @@ def build_tower(config: VisionConfig) -> PreTrainedModel:
     model_class, options = _class(encoder_config.model_type, "vision.tower"), OPTIONS.get(encoder_config.model_type, {})
     model = model_class(encoder_config, **options)
     model.embeddings.mask_token = None  # for masked pre-training; here it would be a parameter without a gradient
-    positions = model.embeddings.position_embeddings
-    side = model.config.image_size // model.config.patch_size
-    with torch.no_grad():
-        positions[:, -side * side:] = grid_positions(side, positions.shape[-1])
     return model
-
-
-def grid_positions(side: int, width: int) -> Tensor:
-    """Sines and cosines of a patch's row and column `(side * side, width)`, where a tower learns its positions from.
-
-    A fourth of the width each, wavelengths from 2 pi to 2 pi x 100 patches. Beyer et al. 2022 (arXiv 2205.01580)
-    learn far faster from these than from the usual noise of 0.02, in which a shape's parts have no places at first.
-    """
-    quarter = width // 4
-    frequencies = 100.0 ** -(torch.arange(quarter) / max(quarter - 1, 1))
-    angles = torch.arange(side)[:, None] * frequencies                                    # (side, width / 4)
-    axis = torch.cat([angles.sin(), angles.cos()], 1)                                     # (side, width / 2)
-    rows, columns = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
-    table = torch.cat([rows, columns], -1).flatten(0, 1)
-    return torch.nn.functional.pad(table, (0, width - table.shape[1]))
 
 
 class VisionTower(nn.Module):
