@@ -129,6 +129,8 @@ class LossConfig:
     """Label smoothing of the text loss (guide: 0.1)."""
     queue: int = 4096
     """Pairs of momentum features kept as further negatives; 0 leaves the queue out (guide: 4096)."""
+    queue_start: int = 1000
+    """Batches before the queue begins: while features move fast, old keys only tell their age."""
     momentum: float = 0.995
     """Decay of the exponential moving average that encodes the queue's keys; 0 enqueues the online features."""
     episode: int = 24

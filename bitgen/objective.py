@@ -51,12 +51,14 @@ class Objective(nn.Module):
         self.model, self.config = model, config
         self.momentum = MomentumCopy(model, config.momentum) if config.momentum else None
         self.queue = FeatureQueue(config.queue, model.config.hidden_size) if config.queue else None
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
         """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to write later."""
         image = self.model.image_tokens(batch.pixel_values)
         text = self.model.text_tokens(batch.input_ids, batch.attention_mask)
-        return self.score(image, text, batch, self._keys(batch, image, text) if self.queue is not None else None)
+        queued = self.queue is not None and self.training and int(self.steps) >= self.config.queue_start
+        return self.score(image, text, batch, self._keys(batch, image, text) if queued else None)
 
     def score(self, image: Encoded, text: Encoded, batch: Batch,
               keys: Keys | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
@@ -89,7 +91,9 @@ class Objective(nn.Module):
         """ITC over the batch and, with `keys`, over momentum keys and queue; logits (N, B); which are negatives.
 
         The two are separate softmaxes. In a single one the positive would be an online feature among negatives of
-        the momentum copy, and telling the two encoders apart would be a short-cut.
+        the momentum copy, and telling the two encoders apart would be a short-cut. So would telling old keys from new
+        ones by how far the features have drifted since: the queue holds keys less the mean of their batch, and here
+        the mean of the present keys is added.
         """
         gathered = _gathered if self.training else lambda x: x                       # each process evaluates alone
         images, texts = gathered(image), gathered(text)                              # (B', D), (N', D)
@@ -111,8 +115,9 @@ class Objective(nn.Module):
             firsts = gathered(first + here)                                          # (B',) caption of each text key
             t2i_known = torch.cat([same[rows], words | pictures[batch.image_index]], 1)
             i2t_known = torch.cat([same[firsts].T[columns], shown | pictures], 1)
-            long_t2i = scale * text @ torch.cat([gathered(keys.image), old_images]).T          # (N, B'+Q)
-            long_i2t = scale * image @ torch.cat([gathered(keys.text), old_texts]).T           # (B, B'+Q)
+            new_images, new_texts = gathered(keys.image), gathered(keys.text)        # (B', D)
+            long_t2i = scale * text @ torch.cat([new_images, old_images + new_images.mean(0)]).T    # (N, B'+Q)
+            long_i2t = scale * image @ torch.cat([new_texts, old_texts + new_texts.mean(0)]).T      # (B, B'+Q)
             terms += [(long_t2i, _wider(mine[rows], long_t2i), ~t2i_known),
                       (long_i2t, _wider(mine[firsts].T[columns], long_i2t), ~i2t_known)]
         with torch.no_grad():
@@ -185,12 +190,14 @@ class Objective(nn.Module):
         self.model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         if pending.keys is not None:
             first, _ = _ends(batch.image_index, len(batch.image_ids))
-            self.queue.enqueue(*(_gathered(x) for x in (*pending.keys, batch.image_ids, batch.caption_ids[first])))
+            keys = [x - x.mean(0) for x in map(_gathered, pending.keys)]
+            self.queue.enqueue(*keys, _gathered(batch.image_ids), _gathered(batch.caption_ids[first]))
         if pending.address is not None:
             added = Belief(*(_summed(x) for x in pending.added))
             self.model.memory.remember(_gathered(pending.address), added)
         if self.momentum is not None:
             self.momentum.update(self.model)
+        self.steps.add_(1)
 
 
 def _ends(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ has exactly one.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -22,11 +23,13 @@ from bitgen.scene_words import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, at
 
 __all__ = ["HELD_OUT", "VERSION", "Scenes", "attributes_right", "parse", "render"]
 
-VERSION = 3  # raise it when a pixel or a caption changes: it names the cache
+VERSION = 4  # raise it when a pixel or a caption changes: it names the cache
 UNITS = 64  # layout units along a side
 SAMPLES = 4  # samples a pixel and axis
-DIAMETER = {"small": 20, "large": 28}  # units
-MARGIN, GAP = 1, 3  # units to the border, and between objects
+CELL = 8  # units along a cell of the grid that scenes are laid out on; a patch of the demo's tower sees one
+BLOCK = {"small": 2, "large": 3}  # cells along the square that an object has for itself
+PLAY = 2  # units by which it may move inside
+DIAMETER = {size: cells * CELL - PLAY for size, cells in BLOCK.items()}  # units
 JITTER = 8  # largest change of a colour channel
 DRAWS = 192  # random numbers set aside for each scene; the longest needs 150
 LIMITS = {"train": 1_000_000, "val": 20_000, "test": 5_000}  # images; val and test scenes differ pairwise in meaning
@@ -153,40 +156,42 @@ def _meaning(scene: dict) -> tuple:
 
 
 def _lay_out(pairs: list[tuple[str, str]], below: Callable[[int], int]) -> dict | None:
-    """A scene of these (colour, shape) pairs with places in layout units, or None where the third found no room.
-
-    The first two differ more than twice as much along the axis of their relation as across it.
-    """
+    """A scene of these (colour, shape) pairs with corners in layout units, or None where the third found no room."""
     objects = [{"colour": colour, "shape": shape, "size": list(SIZES)[below(2)], "texture": list(TEXTURES)[below(3)],
                 "shift": [below(2 * JITTER + 1) - JITTER for _ in "rgb"]} for colour, shape in pairs]
-    spans = [DIAMETER[thing["size"]] for thing in objects]
-    free = UNITS - 2 * MARGIN - GAP - spans[0] - spans[1]
-    one, other = sorted((below(free + 1), below(free + 1)))
-    along = (MARGIN + one, MARGIN + one + spans[0] + GAP + other - one)
-    reach = (2 * along[1] + spans[1] - 2 * along[0] - spans[0]) // 4  # half the distance of the centres
-    across = MARGIN + below(UNITS - 2 * MARGIN - spans[0] + 1)
-    level = across + (spans[0] - spans[1]) // 2
-    low, high = max(MARGIN, level - reach + 1), min(UNITS - MARGIN - spans[1], level + reach - 1)
-    corners = list(zip(along, (across, low + below(high - low + 1))))
+    spans = [BLOCK[thing["size"]] for thing in objects]
+    places = _pair_places(*spans[:2])
+    cells = list(places[below(len(places))])
     relation = ("left of", "above")[below(2)]
     if relation == "above":
-        corners = [(x, y) for y, x in corners]
+        cells = [(x, y) for y, x in cells]
     if len(pairs) == 3:
-        room = UNITS - 2 * MARGIN - spans[2] + 1
-        tries = [(MARGIN + below(room), MARGIN + below(room)) for _ in range(12)]
-        corners += [spot for spot in tries if _clear(spot, spans[2], corners, spans)][:1]
-    if len(corners) < len(pairs):
-        return None
-    for thing, corner in zip(objects, corners):
-        thing["corner"] = corner
+        free = _free_places(spans[2], tuple(zip(cells, spans)))
+        if not free:
+            return None
+        cells.append(free[below(len(free))])
+    for thing, cell in zip(objects, cells):
+        thing["corner"] = tuple(CELL * place + below(PLAY + 1) for place in cell)
     return {"objects": objects, "relation": relation, "background": list(BACKGROUNDS)[below(len(BACKGROUNDS))],
             "shift": below(2 * JITTER + 1) - JITTER}
 
 
-def _clear(spot: tuple[int, int], span: int, corners: list[tuple[int, int]], spans: list[int]) -> bool:
-    """Whether a square of side `span` at `spot` keeps its distance from the squares placed so far."""
-    return all(spot[0] + span + GAP <= x or x + other + GAP <= spot[0] or
-               spot[1] + span + GAP <= y or y + other + GAP <= spot[1] for (x, y), other in zip(corners, spans))
+@functools.cache
+def _pair_places(one: int, other: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """All cells of two blocks, the first left of the second: more than twice as far along the row as across it."""
+    last = UNITS // CELL
+    corners = itertools.product(range(last - one + 1), range(last - one + 1),
+                                range(last - other + 1), range(last - other + 1))
+    return [((x, y), (x2, y2)) for x, y, x2, y2 in corners
+            if x2 >= x + one and 2 * x2 + other - 2 * x - one > 2 * abs(2 * y2 + other - 2 * y - one)]
+
+
+def _free_places(span: int, taken: tuple[tuple[tuple[int, int], int], ...]) -> list[tuple[int, int]]:
+    """All cells where a block of `span` cells overlaps none of those taken (cell, span)."""
+    room = range(UNITS // CELL - span + 1)
+    return [(x, y) for x, y in itertools.product(room, room)
+            if all(x + span <= left or left + other <= x or y + span <= top or top + other <= y
+                   for (left, top), other in taken)]
 
 
 def draw(scene: dict, image: np.ndarray) -> dict:

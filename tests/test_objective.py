@@ -18,7 +18,7 @@ LOSSES = ("itc", "itm", "text", "memory_kl")
 
 
 def objective(gates=0.5, model=None, seed=0, **loss):
-    settings = {"queue": 32, "episode": 4, "left_out": 0.0, **loss}
+    settings = {"queue": 32, "queue_start": 0, "episode": 4, "left_out": 0.0, **loss}
     return Objective(tiny_model(seed, gates, **(model or {})), LossConfig(**settings))
 
 
@@ -57,7 +57,7 @@ def info_nce(rows):
 def slow_contrast(model, batch, encoder=None, history=()):
     """Averages of caption-to-image and image-to-caption over the batch, and with an encoder over keys and queue.
 
-    history: (image feature, text feature, image id, caption id) of what is queued.
+    history: (image feature, text feature, image id, caption id) of what is queued, features less their batch's mean.
     """
     image, text = model.encode_image(batch.pixel_values), model.encode_text(batch.input_ids, batch.attention_mask)
     owner, pictures, words = (x.tolist() for x in (batch.image_index, batch.image_ids, batch.caption_ids))
@@ -79,11 +79,11 @@ def slow_contrast(model, batch, encoder=None, history=()):
         key_text = encoder.encode_text(batch.input_ids[first], batch.attention_mask[first])
         t2i = [([score(text[n], key_image[owner[n]])],
                 [score(text[n], key_image[b]) for b in images if negative(n, b)]
-                + [score(text[n], old) for old, _, picture, word in history
+                + [score(text[n], old + key_image.mean(0)) for old, _, picture, word in history
                    if picture != pictures[owner[n]] and word != words[n]]) for n in captions]
         i2t = [([score(image[b], key_text[b])],
                 [score(image[b], key_text[c]) for c in images if negative(first[c], b)]
-                + [score(image[b], old) for _, old, picture, word in history
+                + [score(image[b], old + key_text.mean(0)) for _, old, picture, word in history
                    if picture != pictures[b] and word not in standing[b]]) for b in images]
         terms += [info_nce(t2i), info_nce(i2t)]
     return sum(terms) / len(terms)
@@ -109,9 +109,10 @@ def test_contrast_with_queue_equals_a_loop(momentum):
         losses, _, pending = task(past)
         assert losses["itc"].item() == pytest.approx(slow_contrast(task.model, past, encoder, history), rel=1e-4)
         first, _ = firsts_and_lasts(past)
-        history += list(zip(encoder.encode_image(past.pixel_values),
-                            encoder.encode_text(past.input_ids[first], past.attention_mask[first]),
-                            past.image_ids.tolist(), past.caption_ids[first].tolist()))
+        seen = encoder.encode_image(past.pixel_values)
+        said = encoder.encode_text(past.input_ids[first], past.attention_mask[first])
+        history += list(zip(seen - seen.mean(0), said - said.mean(0), past.image_ids.tolist(),
+                            past.caption_ids[first].tolist()))
         weights = {name: p.clone() for name, p in encoder.named_parameters()}
         task.after_step(past, pending)
         encoder.load_state_dict(weights, strict=False)
@@ -125,6 +126,29 @@ def test_the_batch_is_enqueued_after_its_loss():
     assert task.queue.size == 6 and torch.equal(task.queue.held()[2], batch.image_ids)
     task.after_step(tiny_batch(seed=1), task(tiny_batch(seed=1))[2])
     assert task.queue.size == 12
+
+
+def test_a_queued_key_does_not_tell_its_age():
+    """Features that all moved by the same step since they were queued are the same negatives: no drift to be seen."""
+    batch, drift = tiny_batch(), 0.3 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    queues = []
+    for moved in (torch.zeros(32), drift):
+        task = objective()
+        _, _, pending = task(batch)
+        keys = Keys(*(x + moved for x in pending.keys))
+        task.after_step(batch, pending._replace(keys=keys))
+        queues.append(task.queue.image[:6].clone())
+    torch.testing.assert_close(*queues)
+    assert queues[0].mean(0).abs().max() < 1e-6
+
+
+def test_the_queue_takes_part_from_its_first_step_on():
+    task, batch = objective(queue_start=2), tiny_batch()
+    for keys_expected in (False, False, True):
+        _, _, pending = task(batch)
+        assert (pending.keys is not None) == keys_expected
+        task.after_step(batch, pending)
+    assert task.eval()(batch)[2].keys is None
 
 
 def perfect(task, images=6):

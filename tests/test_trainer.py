@@ -19,7 +19,8 @@ from bitgen.trainer import Stop, Trainer, parameter_groups, schedule
 
 TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
         "--optim.batch-size", "16", "--optim.max-steps", "6", "--optim.epochs", "4", "--log-every", "1",
-        "--save-every", "3", "--validate-every", "6", "--loss.queue", "64", "--loss.episode", "8"]
+        "--save-every", "3", "--validate-every", "6", "--loss.queue", "64", "--loss.queue-start", "2",
+        "--loss.episode", "8"]
 
 
 def config(folder, *changes):
@@ -170,7 +171,7 @@ def test_early_stopping_waits_as_long_as_it_was_told(tmp_path, monkeypatch):
 def test_accumulated_batches_make_one_step(tmp_path):
     trainer = Trainer(config(tmp_path, "--optim.accumulation", "2", "--optim.max-steps", "2", "--log-every", "1"))
     trainer.fit()
-    assert trainer.step == 2 and int(trainer.objective.queue.size) == 64
+    assert trainer.step == 2 and int(trainer.objective.queue.size) == 32   # queue_start counts batches
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
