@@ -96,11 +96,15 @@ def _log_diagonal(factor: Tensor) -> Tensor:
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
+SHARPNESS = 1.5  # standard deviation of a slot's logit over keys to begin with: neither one slot nor all alike
+
+
 class EpisodicMemory(nn.Module):
     """Addressing, prior and the persistent belief. Reading and writing are functions of a `Belief`.
 
     Buffers (saved): `written_*`, the decayed sums of what the last training steps wrote beyond the prior;
-    `usage` (K,), the decayed mean address mass of each slot, which sums to one once something was written.
+    `usage` (K,), the decayed mean address mass of each slot, which sums to one once something was written;
+    `key_mean` (D,), the decayed mean key.
     """
 
     def __init__(self, key_size: int, value_size: int, slots: int, noise: float, decay: float):
@@ -108,13 +112,14 @@ class EpisodicMemory(nn.Module):
         if slots < 1 or noise <= 0:
             raise ValueError(f"memory: needs slots >= 1 and noise > 0, got slots={slots}, noise={noise}")
         self.noise, self.decay = noise, decay
-        self.addressing = nn.Linear(key_size, slots)
-        nn.init.orthogonal_(self.addressing.weight)
+        self.addressing = nn.Linear(key_size, slots, bias=False)
+        nn.init.normal_(self.addressing.weight, std=SHARPNESS)
         self.prior_mean = nn.Parameter(torch.randn(slots, value_size) * 0.02)
         self.log_prior_precision = nn.Parameter(torch.zeros(slots))
         self.register_buffer("written_precision", torch.zeros(slots, slots))
         self.register_buffer("written_information", torch.zeros(slots, value_size))
         self.register_buffer("usage", torch.zeros(slots))
+        self.register_buffer("key_mean", torch.zeros(key_size))
 
     @property
     def slots(self) -> int:
@@ -122,9 +127,15 @@ class EpisodicMemory(nn.Module):
         return len(self.prior_mean)
 
     def address(self, key: Tensor) -> Tensor:
-        """Key (…, D) -> address (…, K) of unit length."""
-        with _exactly(key):
-            return F.normalize(self.addressing(key.float()), dim=-1, eps=1e-6)
+        """Key (…, D) -> address (…, K) of unit length: softmax over slots of the key less the mean key.
+
+        Contrastive features share a mean and vary in a dozen directions, so a linear address tells a dozen facts
+        apart. The softmax of random projections is a positive feature map of a kernel (arXiv 2009.14794, lemma 1)
+        and tells as many apart as there are slots; training goes on from there.
+        """
+        with torch.autocast(key.device.type, enabled=False):
+            direction = F.normalize(key.float() - self.key_mean, dim=-1, eps=1e-6)
+            return F.normalize(self.addressing(direction).softmax(-1), dim=-1)
 
     def prior(self) -> Belief:
         """The learned prior: P0 (K, K) diagonal, P0 R0 (K, C)."""
@@ -151,11 +162,13 @@ class EpisodicMemory(nn.Module):
         return read(belief, self.address(key), self.noise)
 
     @torch.no_grad()
-    def remember(self, address: Tensor, added: Belief) -> None:
-        """After a training step: decay the persistent sums and add an episode's, note which slots were used.
+    def remember(self, key: Tensor, address: Tensor, added: Belief) -> None:
+        """After a training step: decay the persistent sums and add an episode's, note mean key and slots used.
 
-        address (n, K) of what was written, zeros for what was not; added: its evidence, summed over episodes.
+        key (n, D) of the images; address (n, K) of what was written, zeros for what was not; added: its evidence,
+        summed over episodes.
         """
+        self.key_mean.lerp_(key.mean(0), 1 - self.decay if self.key_mean.any() else 1.0)
         self.written_precision.mul_(self.decay).add_(added.precision)
         self.written_information.mul_(self.decay).add_(added.information)
         mass = F.normalize(F.normalize(address.abs(), p=1, dim=-1).sum(0), p=1, dim=0)           # (K,)

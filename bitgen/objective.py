@@ -36,6 +36,8 @@ class Pending(NamedTuple):
 
     keys: Keys | None
     """For the queue."""
+    key: Tensor | None
+    """(B, D): where the memory is addressed for each image with its first caption."""
     address: Tensor | None
     """(B, K): where the memory was written, zeros for an image that was left out."""
     added: Belief | None
@@ -69,11 +71,11 @@ class Objective(nn.Module):
             losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, keys, batch, first, report)
         code = self._match(image, text, batch, first, similarity, allowed, losses, report)
         another = batch.caption_ids[first] != batch.caption_ids[last]                # than the one to be decoded
-        reading, address, added = self._episode(image.feature, text.feature[first], code, another, losses, report)
+        reading, *written = self._episode(image.feature, text.feature[first], code, another, losses, report)
         if self.config.text:
             self._reconstruct(image, reading, batch, last, losses, report)
         losses["total"] = sum(getattr(self.config, name) * loss for name, loss in losses.items())
-        return losses, {name: value.detach() for name, value in report.items()}, Pending(keys, address, added)
+        return losses, {name: value.detach() for name, value in report.items()}, Pending(keys, *written)
 
     # The parts --------------------------------------------------------------------------------------------
 
@@ -151,18 +153,19 @@ class Objective(nn.Module):
     def _episode(self, image, text, code, another, losses, report):
         """Write (image, first caption) of a share of the images to copies of the prior, read with images alone.
 
-        Returns the reading of each image, the addresses (B, K) and the sums written, or three times None.
+        Returns the reading, key (B, D) and address (B, K) of each image and the sums written, or four times None.
         Episodes are smaller than the number of slots: K slots tell at most K facts apart.
         """
         memory = self.model.memory
         if memory is None:
-            return None, None, None
+            return None, None, None, None
         with torch.autocast(image.device.type, enabled=False):
             value = self.model.value(code.float())
             spread = lambda x: _episodes(x, self.config.episode)                      # (B, …) -> (E, n, …)  # noqa: E731
             kept = another & (torch.rand(len(image), device=image.device) >= self.config.left_out)
             weight, values = spread(kept.float()), spread(value)
-            address = memory.address(pair_key(image, text).detach())
+            key = pair_key(image, text).detach()
+            address = memory.address(key)
             added = evidence(spread(address), values, memory.noise, weight)
             prior = memory.prior()
             belief = prior + added
@@ -170,7 +173,7 @@ class Objective(nn.Module):
             losses["memory_kl"] = kl_divergence(belief, prior).mean()
             report["memory_quality"] = quality(value[kept].detach(), reading.mean.flatten(0, 1)[: len(image)][kept])
         flat = Reading(*(x.flatten(0, 1)[: len(image)] for x in reading))
-        return flat, address.detach() * kept[:, None], Belief(*(x.detach().sum(0) for x in added))
+        return flat, key, address.detach() * kept[:, None], Belief(*(x.detach().sum(0) for x in added))
 
     def _reconstruct(self, image, reading, batch, last, losses, report) -> None:
         """The decoder on each image's last caption: real tokens only."""
@@ -194,7 +197,7 @@ class Objective(nn.Module):
             self.queue.enqueue(*keys, _gathered(batch.image_ids), _gathered(batch.caption_ids[first]))
         if pending.address is not None:
             added = Belief(*(_summed(x) for x in pending.added))
-            self.model.memory.remember(_gathered(pending.address), added)
+            self.model.memory.remember(_gathered(pending.key), _gathered(pending.address), added)
         if self.momentum is not None:
             self.momentum.update(self.model)
         self.steps.add_(1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from bitgen import memory as M
@@ -188,12 +189,36 @@ def test_arithmetic_is_float32_under_autocast():
     assert kl.item() == pytest.approx(M.kl_divergence(expected_belief, memory.prior()).item(), rel=1e-5)
 
 
+KEYS = torch.ones(1, D)
+
+
+def test_the_mean_key_is_taken_at_once_and_then_followed():
+    memory = module(slots=K, decay=0.75)
+    nothing = torch.zeros(2, K), M.evidence(torch.zeros(2, K), torch.zeros(2, C), 0.1)
+    memory.remember(torch.full((2, D), 4.0), *nothing)
+    torch.testing.assert_close(memory.key_mean, torch.full((D,), 4.0))
+    memory.remember(torch.zeros(2, D), *nothing)
+    torch.testing.assert_close(memory.key_mean, torch.full((D,), 3.0))
+
+
+def test_addresses_tell_keys_apart_that_share_a_mean_and_vary_in_few_directions():
+    """As contrastive features do. A linear address cannot: 24 keys in 10 directions are linearly dependent."""
+    torch.manual_seed(0)
+    memory = M.EpisodicMemory(64, 32, 32, 0.1, 0.9)
+    keys = F.normalize(5 * torch.ones(64) + torch.randn(24, 10) @ torch.randn(10, 64), dim=-1)
+    memory.remember(keys, torch.zeros(24, 32), M.evidence(torch.zeros(24, 32), torch.zeros(24, 32), 0.1))
+    values = torch.randn(24, 32)
+    returned = memory.read(memory.write(memory.prior(), keys, values), keys).mean
+    nearest = (F.normalize(returned, dim=-1) @ F.normalize(values, dim=-1).T).argmax(1)
+    assert (nearest == torch.arange(24)).float().mean() >= 0.95
+
+
 def test_persistent_memory_decays_and_adds():
     memory = module(slots=K, decay=0.5)
     (address, value), (later, other) = pairs(4), pairs(4, seed=5)
     first, second = M.evidence(address, value, 0.1), M.evidence(later, other, 0.1)
-    memory.remember(address, first)
-    memory.remember(later, second)
+    memory.remember(KEYS, address, first)
+    memory.remember(KEYS, later, second)
     close(memory.persistent(), memory.prior() + first.scaled(0.5) + second, 1e-5)
     assert {"written_precision", "written_information", "usage"} <= set(memory.state_dict())
 
@@ -201,14 +226,14 @@ def test_persistent_memory_decays_and_adds():
 def test_usage_is_the_running_mean_of_address_mass():
     memory = module(slots=K, decay=0.75)
     one_slot = torch.tensor([[1.0, 0, 0, 0]])
-    memory.remember(one_slot, M.evidence(one_slot, torch.zeros(1, C), 0.1))
+    memory.remember(KEYS, one_slot, M.evidence(one_slot, torch.zeros(1, C), 0.1))
     torch.testing.assert_close(memory.usage, torch.tensor([1.0, 0, 0, 0]))
     spread = torch.tensor([[0.0, 0.6, 0, -0.8]])
-    memory.remember(spread, M.evidence(spread, torch.zeros(1, C), 0.1))
+    memory.remember(KEYS, spread, M.evidence(spread, torch.zeros(1, C), 0.1))
     torch.testing.assert_close(memory.usage, torch.tensor([0.75, 0.25 * 0.6 / 1.4, 0, 0.25 * 0.8 / 1.4]))
     assert memory.usage.sum().item() == pytest.approx(1)
     before = memory.usage.clone()
-    memory.remember(torch.zeros(3, K), M.evidence(torch.zeros(3, K), torch.zeros(3, C), 0.1))
+    memory.remember(KEYS, torch.zeros(3, K), M.evidence(torch.zeros(3, K), torch.zeros(3, C), 0.1))
     assert torch.equal(memory.usage, before)                                       # nothing was written
 
 
