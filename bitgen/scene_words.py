@@ -21,7 +21,7 @@ SHAPES = {"circle": ("circle", "disc"), "square": ("square", "box"), "triangle":
           "cross": ("cross",), "ring": ("ring", "hoop"), "heart": ("heart",), "diamond": ("diamond",)}
 SIZES = {"small": ("small", "little"), "large": ("large", "big")}
 TEXTURES = {"plain": ("plain", "solid"), "striped": ("striped", "stripy"), "dotted": ("dotted", "spotted")}
-BACKGROUNDS = {name: (name,) for name in ("white", "grey", "black", "beige")}
+BACKGROUNDS = {name: (name,) for name in ("white", "grey", "mint", "beige")}
 FIELDS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES, "background": BACKGROUNDS}
 
 # Direction -> how it is said of two objects, of the second one alone ("A and, below it, B"), and of the picture.

@@ -23,13 +23,13 @@ from bitgen.scene_words import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, at
 
 __all__ = ["HELD_OUT", "VERSION", "Scenes", "attributes_right", "parse", "render"]
 
-VERSION = 4  # raise it when a pixel or a caption changes: it names the cache
+VERSION = 5  # raise it when a pixel or a caption changes: it names the cache
 UNITS = 64  # layout units along a side
 SAMPLES = 4  # samples a pixel and axis
 CELL = 8  # units along a cell of the grid that scenes are laid out on; a patch of the demo's tower sees one
 BLOCK = {"small": 2, "large": 3}  # cells along the square that an object has for itself
-PLAY = 2  # units by which it may move inside
-DIAMETER = {size: cells * CELL - PLAY for size, cells in BLOCK.items()}  # units
+GAP = 2  # units between two objects side by side
+DIAMETER = {size: cells * CELL - GAP for size, cells in BLOCK.items()}  # units
 JITTER = 8  # largest change of a colour channel
 DRAWS = 192  # random numbers set aside for each scene; the longest needs 150
 LIMITS = {"train": 1_000_000, "val": 20_000, "test": 5_000}  # images; val and test scenes differ pairwise in meaning
@@ -41,7 +41,7 @@ RGB = {
     "cyan": ((60, 200, 216), (0, 88, 108)), "blue": ((36, 74, 208), (128, 168, 255)),
     "purple": ((124, 44, 160), (206, 144, 238)), "pink": ((246, 130, 186), (142, 24, 88)),
 }
-GROUND_RGB = {"white": (246, 246, 246), "grey": (146, 146, 146), "black": (24, 24, 24), "beige": (226, 206, 172)}
+GROUND_RGB = {"white": (250, 250, 250), "grey": (200, 200, 200), "mint": (204, 238, 214), "beige": (240, 220, 184)}
 
 HELD_OUT = (("red", "heart"), ("orange", "circle"), ("yellow", "cross"), ("green", "star"),
             ("cyan", "diamond"), ("blue", "triangle"), ("purple", "ring"), ("pink", "square"))
@@ -171,7 +171,7 @@ def _lay_out(pairs: list[tuple[str, str]], below: Callable[[int], int]) -> dict 
             return None
         cells.append(free[below(len(free))])
     for thing, cell in zip(objects, cells):
-        thing["corner"] = tuple(CELL * place + below(PLAY + 1) for place in cell)
+        thing["corner"] = tuple(CELL * place + GAP // 2 for place in cell)
     return {"objects": objects, "relation": relation, "background": list(BACKGROUNDS)[below(len(BACKGROUNDS))],
             "shift": below(2 * JITTER + 1) - JITTER}
 
