@@ -53,8 +53,8 @@ class Oracle(BitGen):
         code = torch.nn.functional.one_hot(number.clamp(max=63), 64).float()  # a blank image: 63
         return Encoded(code[:, None], code)
 
-    def match_tokens(self, image, text, attention_mask):
-        agree = (image[:, 0] * text[:, 0]).sum(1)
+    def match_tokens(self, image, text, attention_mask, pairs):
+        agree = (image[pairs[0], 0] * text[pairs[1], 0]).sum(1)
         return torch.stack([-agree, agree], 1) * 50
 
 
@@ -75,8 +75,8 @@ class Blurred(Oracle):
 class Contrary(Oracle):
     """Perfect in contrast; matching says the opposite of the truth."""
 
-    def match_tokens(self, image, text, attention_mask):
-        return -super().match_tokens(image, text, attention_mask)
+    def match_tokens(self, image, text, attention_mask, pairs):
+        return -super().match_tokens(image, text, attention_mask, pairs)
 
 
 @pytest.fixture(scope="module")
