@@ -176,7 +176,7 @@ class HubConfig:
     """The Hugging Face Hub."""
 
     repo: str | None = None
-    """`ORG/NAME` to push checkpoints to."""
+    """`ORG/NAME` to push checkpoints to; refused until pushing is there."""
     push_every: int = 1000
     """Steps between pushes (guide: 1000)."""
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import random
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from safetensors.torch import save_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -35,7 +33,9 @@ from bitgen.losses import smoothing_floor
 from bitgen.memory import address_perplexity, utilization
 from bitgen.model import BitGen
 from bitgen.objective import Objective
+from bitgen.optimizer import gradient_norms, parameter_groups, schedule
 from bitgen.processing import Processor
+from bitgen.randomness import random_state, restore_random_state
 from bitgen.ranges import check_config
 from bitgen.retrieval import recall_at_k
 from bitgen.tokenizer import Tokenizer
@@ -70,6 +70,9 @@ class Trainer:
 
     def __init__(self, config: Config):
         check_config(config)
+        if config.hub.repo is not None:
+            raise ValueError(f"hub.repo {config.hub.repo!r}: training does not push to the Hub yet; leave it out and "
+                             "upload the run folder afterwards, `hf upload ORG/NAME RUN`")
         self.config = config
         self.folder = Path(config.output_dir)
         self.accelerator = Accelerator(mixed_precision=precision(config.precision), kwargs_handlers=[
@@ -410,38 +413,6 @@ def precision(wanted: str) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Factor on the peak rate: linear from 0 over `warmup` steps (at most a tenth of the run), cosine to a tenth."""
-    warmup = min(warmup, max(steps // 10, 1))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-
-
-def parameter_groups(model: nn.Module, lr: float, vision_lr: float | None, weight_decay: float) -> list[dict]:
-    """AdamW's groups: tower and rest with their rates; no decay on norms, biases, gates, embeddings, the scale."""
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    groups: dict[tuple[float, float], list] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim < 2 or id(parameter) in embeddings or "embeddings." in name or "prior_" in name
-            rate = (vision_lr or lr) if name.startswith("vision.") else lr
-            groups.setdefault((rate, 0.0 if plain else weight_decay), []).append(parameter)
-    return [{"params": parameters, "lr": rate, "weight_decay": decay}
-            for (rate, decay), parameters in sorted(groups.items())]
-
-
-@torch.no_grad()
-def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
-    """`grad_norm/<part>`: norm of the gradient of each part, before clipping."""
-    norms = {}
-    for name, child in model.named_children():
-        grads = [p.grad for p in child.parameters() if p.grad is not None]
-        if grads:
-            norms[f"grad_norm/{name}"] = torch.stack(torch._foreach_norm(grads)).norm()
-    return norms
-
-
 @torch.no_grad()
 def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelerator: Accelerator,
              batch_size: int = 100) -> tuple[dict[str, float], Gallery]:
@@ -471,23 +442,3 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
     gallery = Gallery(*(torch.cat(x).cpu() for x in (images, texts, owners)), indices=places)
     recall = recall_at_k(gallery.image_features, gallery.text_features, gallery.owner)
     return {**sums, **{name: float(value) for name, value in recall.items()}, "images": len(places)}, gallery
-
-
-def random_state() -> dict:
-    """State of Python's, NumPy's and torch's generators as tensors and plain containers."""
-    version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    return {"python": [version, list(internal), gauss], "torch": torch.get_rng_state(),
-            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def restore_random_state(state: dict) -> None:
-    """Undo `random_state`."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -31,7 +31,7 @@ ORDER = """
     processing negatives data prepare
     model
     objective checkpoint logs
-    evaluate hub trainer
+    optimizer randomness evaluate hub trainer
     cli __main__
 """.split()
 

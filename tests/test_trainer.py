@@ -15,7 +15,8 @@ from bitgen.cli import main, parse_config
 from bitgen.config import Config, load_preset
 from bitgen.hub import load
 from bitgen.logs import read_metrics
-from bitgen.trainer import Stop, Trainer, parameter_groups, schedule
+from bitgen.optimizer import parameter_groups, schedule
+from bitgen.trainer import Stop, Trainer
 
 TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
         "--optim.batch-size", "16", "--optim.max-steps", "6", "--optim.epochs", "4", "--log-every", "1",
@@ -200,6 +201,11 @@ def test_the_schedule_warms_up_and_falls_to_a_tenth():
 def test_too_few_images_for_a_batch_is_an_error_that_names_the_setting(tmp_path, capsys):
     assert main(["train", *TINY, "--output-dir", str(tmp_path), "--data.scenes-train", "8"]) == 65
     assert "batch_size" in capsys.readouterr().err
+
+
+def test_a_hub_repository_is_refused_instead_of_ignored(tmp_path, capsys):
+    assert main(["train", *TINY, "--output-dir", str(tmp_path), "--hub.repo", "org/name"]) == 65
+    assert "hub.repo" in capsys.readouterr().err
 
 
 def test_the_guides_numbers_stand_in_the_coco_preset():
