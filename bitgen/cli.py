@@ -115,7 +115,8 @@ def parse_config(argv: list[str]) -> Config:
 def train(argv: list[str]) -> int:
     """`bitgen train`."""
     config = parse_config(argv)
-    from bitgen.trainer import Stop, Trainer
+    from bitgen.exits import Stop
+    from bitgen.trainer import Trainer
 
     try:
         Trainer(config).fit()

@@ -30,8 +30,9 @@ ORDER = """
     listing shards annotations formats cache streamed dataset
     processing negatives data prepare
     model
-    objective checkpoint logs
-    optimizer randomness evaluate hub trainer
+    objective checkpoint logs exits precision
+    optimizer randomness evaluate hub
+    batches validation journal snapshot trainer
     cli __main__
 """.split()
 

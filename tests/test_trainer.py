@@ -13,10 +13,11 @@ import torch
 from bitgen import checkpoint
 from bitgen.cli import main, parse_config
 from bitgen.config import Config, load_preset
+from bitgen.exits import Stop
 from bitgen.hub import load
 from bitgen.logs import read_metrics
 from bitgen.optimizer import parameter_groups, schedule
-from bitgen.trainer import Stop, Trainer
+from bitgen.trainer import Trainer
 
 TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
         "--optim.batch-size", "16", "--optim.max-steps", "6", "--optim.epochs", "4", "--log-every", "1",
@@ -134,8 +135,8 @@ def test_two_seeds_differ_and_one_seed_repeats(run, tmp_path):
 
 def test_a_step_with_a_non_finite_loss_changes_no_weight_and_too_many_stop_the_run(tmp_path, monkeypatch):
     trainer = Trainer(config(tmp_path, "--optim.max-skipped", "3"))
-    clean = trainer._to_device
-    monkeypatch.setattr(trainer, "_to_device", lambda batch, number: spoiled(clean(batch, number)))
+    clean = trainer.feed.prepare
+    monkeypatch.setattr(trainer.feed, "prepare", lambda batch, number: spoiled(clean(batch, number)))
     before = {name: value.clone() for name, value in trainer.objective.state_dict().items()}
     with pytest.raises(Stop, match="4 steps in a row") as stop:
         trainer.fit()

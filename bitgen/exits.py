@@ -1,0 +1,22 @@
+"""Exit statuses, and the exception that carries one out of a run."""
+
+from __future__ import annotations
+
+DAMAGED = 3
+"""Every checkpoint that there is to resume from is damaged."""
+INPUT = 65
+"""Bad input."""
+DISK = 74
+"""Checkpoints cannot be written."""
+NUMBERS = 76
+"""Losses or gradients are not finite."""
+SIGNAL = 128
+"""Plus the signal's number."""
+
+
+class Stop(Exception):
+    """The run ends before its last step. `code` is the process's exit status, `args[0]` what to tell the user."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code

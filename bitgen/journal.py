@@ -1,0 +1,103 @@
+"""What a run tells while it goes: a bar and lines in the terminal, its log, the images that it could not read."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from bitgen.config import Config, to_dict
+from bitgen.evaluate import Gallery, picture
+from bitgen.logs import RunLog
+from bitgen.losses import smoothing_floor
+from bitgen.memory import address_perplexity, utilization
+from bitgen.model import BitGen
+from bitgen.objective import Objective
+
+BAR = {"itc": "itc", "itm": "itm", "txt": "text", "t2i": "t2i", "i2t": "i2t", "lr": "lr"}
+BAD_IMAGES = "bad_images.jsonl"
+
+
+class Journal:
+    """The journal of one run; one that is off (any process but the main one) keeps silent."""
+
+    def __init__(self, folder: Path, steps: int, step: int, on: bool = True):
+        """`step`: of the checkpoint that the run goes on from; 0 for a new run."""
+        self.folder, self.on = folder, on
+        self.bad: dict[str, str] = {}
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not on, dynamic_ncols=True, mininterval=1.0)
+        self.log = RunLog(folder, step or None) if on else None
+        if on:
+            (folder / BAD_IMAGES).unlink(missing_ok=True)  # what was known at `step` is told again
+
+    def say(self, line: str) -> None:
+        """A line in the terminal, above the bar."""
+        if self.on:
+            tqdm.write(line, file=sys.stderr)
+
+    def open(self, config: Config, line: str, step: int) -> None:
+        """What is told once, before the first step."""
+        self.say(line)
+        if self.on:
+            self.log.text("run", line, step)
+            self.log.layout()
+            self.log.hparams(to_dict(config), ["val_total", "val_t2i_r1", "val_i2t_r1"])
+
+    def step(self, step: int, row: dict[str, float]) -> None:
+        """The numbers of a training step."""
+        self.bar.set_postfix({short: f"{row[name]:.3g}" for short, name in BAR.items() if name in row})
+        if self.on:
+            self.log.scalars(step, row | {"bad_images": float(len(self.bad))})
+
+    def validated(self, step: int, numbers: dict[str, float], gallery: Gallery, data: Any, model: BitGen) -> None:
+        """A validation's numbers, retrievals as a picture, and how the weights are distributed."""
+        if not self.on:
+            return
+        shown = {name: round(numbers[name], 3) for name in ("total", "t2i_r1", "i2t_r1", "t2i_r10")}
+        self.say(f"step {step}: validation {shown} over {numbers['images']} images, chance R@1 "
+                 f"{numbers['chance_t2i_r1']:.4f}")
+        self.log.scalars(step, {f"val_{name}": value for name, value in numbers.items()})
+        self.log.figure("retrievals", picture(gallery, data, model.vision_config.image_size), step)
+        for name, part in model.named_children():
+            if weights := [p.detach().flatten() for p in part.parameters()]:
+                self.log.histogram(f"weights/{name}", torch.cat(weights), step)
+
+    def unreadable(self, found: dict[str, str]) -> None:
+        """Name each unreadable image once: in the terminal and in `bad_images.jsonl`."""
+        found = {name: reason for name, reason in found.items() if name not in self.bad}
+        self.bad |= found
+        if not self.on or not found:
+            return
+        for name, reason in found.items():
+            self.say(f"unreadable image {name}: {reason}")
+        try:
+            with (self.folder / BAD_IMAGES).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"image": name, "reason": reason}) + "\n" for name, reason in found.items())
+        except OSError as error:
+            self.say(f"warning: {self.folder / BAD_IMAGES} is not complete: {error}")
+
+    def close(self) -> None:
+        """Ends bar and log."""
+        self.bar.close()
+        if self.on:
+            self.log.close()
+
+
+def measurements(objective: Objective, report: dict[str, float]) -> dict[str, float]:
+    """What can be read off model and queue after a step, and what the report's numbers are to be held against."""
+    model, more = objective.model, {}
+    if model.memory is not None:
+        more |= {"memory_utilization": float(utilization(model.memory.usage)),
+                 "address_perplexity": float(address_perplexity(model.memory.usage))}
+    if "text_nll" in report:
+        more["perplexity"] = math.exp(min(report["text_nll"], 20.0))
+        more["text_floor"] = smoothing_floor(model.config.vocab_size, objective.config.label_smoothing)
+        more["text_chance"] = math.log(model.config.vocab_size)
+    more |= {f"gate/{name.removeprefix('fusion.layers.')}": gate.item()
+             for name, gate in model.named_parameters() if name.endswith("_gate")}
+    return more | {"queue_size": float(objective.queue.size) if objective.queue is not None else 0.0}

@@ -1,0 +1,48 @@
+"""Validation during training: the losses of the whole held-out split, and its recall."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from accelerate import Accelerator
+
+from bitgen.config import Config
+from bitgen.data import Collator
+from bitgen.evaluate import Gallery
+from bitgen.images import normalise
+from bitgen.model import BitGen
+from bitgen.objective import Objective
+from bitgen.retrieval import recall_at_k
+from bitgen.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelerator: Accelerator,
+             batch_size: int = 100) -> tuple[dict[str, float], Gallery]:
+    """Losses without queue and without augmentation, and recall over the whole split; the same at every call.
+
+    Nothing of the model's state changes: hard negatives and left-out images come from a fixed seed.
+    """
+    objective = Objective(model, dataclasses.replace(config.loss, queue=0, momentum=0.0)).eval()
+    places = [i for i in range(len(data)) if i not in data.bad]
+    collator = Collator(data, tokenizer, config.vision.image_size, None, config.seed, config.model.max_tokens)
+    sums: dict[str, float] = {}
+    images, texts, owners = [], [], []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for start in range(0, len(places), batch_size):
+            batch = collator(places[start: start + batch_size], 0).to(accelerator.device)
+            pixels = normalise(batch.pixel_values, config.vision.mean, config.vision.std)
+            batch = dataclasses.replace(batch, pixel_values=pixels)
+            with accelerator.autocast():
+                image, text = model.image_tokens(pixels), model.text_tokens(batch.input_ids, batch.attention_mask)
+                losses, report, _ = objective.score(image, text, batch)
+            images.append(image.feature)
+            texts.append(text.feature)
+            owners.append(batch.image_index + start)
+            for name, value in {**losses, **report}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(pixels) / len(places)
+    gallery = Gallery(*(torch.cat(x).cpu() for x in (images, texts, owners)), indices=places)
+    recall = recall_at_k(gallery.image_features, gallery.text_features, gallery.owner)
+    return {**sums, **{name: float(value) for name, value in recall.items()}, "images": len(places)}, gallery
