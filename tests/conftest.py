@@ -5,6 +5,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 # Before anything imports torch or huggingface_hub: both read the environment once.
 HOME = tempfile.mkdtemp(prefix="bitgen-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -57,3 +59,21 @@ def tiny_batch(images=6, captions=2, length=10, seed=0, full=False):
                  attention_mask=mask, image_index=torch.arange(images).repeat_interleave(captions),
                  image_ids=1000 * (seed + 1) + torch.arange(images),
                  caption_ids=1_000_000 * (seed + 1) + torch.arange(count))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub for this test (see hub_server.py), used by clients in this process and in those that it starts."""
+    from hub_server import HubServer
+    from huggingface_hub import close_session, constants
+
+    with HubServer() as server:
+        for name, value in server.env(tmp_path / "hub-home").items():
+            monkeypatch.setenv(name, value)
+        for name, value in {"ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True,
+                            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+                            "HF_HUB_CACHE": str(tmp_path / "hub-home" / "hub")}.items():
+            monkeypatch.setattr(constants, name, value)
+        close_session()
+        yield server
+        close_session()
