@@ -32,6 +32,7 @@ ORDER = """
     model
     objective checkpoint logs exits precision
     optimizer randomness evaluate hub
+    catalogue engine gallery query index
     batches validation journal snapshot trainer
     cli __main__
 """.split()

@@ -1,0 +1,180 @@
+"""Pictures to be indexed: a folder of images, a data set, or a list of files, all read the same way."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from bitgen.catalogue import Item
+from bitgen.images import FORMATS, BadImage, safe_open_image, to_uint8
+from bitgen.tokenizer import clean
+
+if TYPE_CHECKING:
+    from bitgen.dataset import Dataset
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+THUMBNAIL = 256  # pixels: the longer side of a thumbnail
+QUALITY = 85
+AHEAD = 3  # batches decoded ahead of the model
+
+
+@dataclass
+class Pictures:
+    """Pictures by position; nothing is decoded before `load`."""
+
+    name: str
+    """Where they came from, for people to read."""
+    ids: list[str]
+    sources: Sequence[Any]
+    """What `safe_open_image` takes for each, or a call without arguments that gives it."""
+    captions: Sequence[list[str]]
+    tags: Sequence[list[str]]
+
+    def __post_init__(self):
+        if len(set(self.ids)) < len(self.ids):
+            twice = Counter(self.ids).most_common(1)[0][0]
+            raise ValueError(f"{self.name}: two pictures have the id {twice!r}; ids must differ")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, places: Iterable[int]) -> Pictures:
+        """These pictures alone, in this order."""
+        places = list(places)
+        return Pictures(self.name, *([part[i] for i in places] for part in
+                                     (self.ids, self.sources, self.captions, self.tags)))
+
+    def load(self, i: int, size: int) -> tuple[torch.Tensor, Item, bytes]:
+        """Picture i as the model's uint8 pixels (3, S, S), what is known of it, and its thumbnail (JPEG).
+
+        Raises `BadImage` where it cannot be read.
+        """
+        source = self.sources[i]() if callable(self.sources[i]) else self.sources[i]
+        image = safe_open_image(source, at_least=2 * size)
+        path = str(Path(source).resolve()) if isinstance(source, (str, Path)) else None
+        texts = [text for text in self.captions[i] if clean(text)]
+        item = Item(self.ids[i], *_seen_size(source, image), texts, list(self.tags[i]), path)
+        return to_uint8(image, size), item, thumbnail(image)
+
+
+def pictures(source: str | Path | Dataset | Pictures | Sequence[str | Path]) -> Pictures:
+    """Any gallery as `Pictures`: a folder of images, an opened data set, or a list of image files.
+
+    Ids are paths inside the folder, the data set's own, or file names. Raises `ValueError` where there is no picture.
+    """
+    if isinstance(source, Pictures):
+        return source
+    if isinstance(source, (str, Path)):
+        return of_folder(Path(source))
+    return of_data(source) if hasattr(source, "listing") else of_files(source)
+
+
+def of_folder(folder: Path) -> Pictures:
+    """Every image file below `folder`, sorted; the names of its sub-folders are its tags."""
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of images")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise ValueError(f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) in it")
+    inside = [path.relative_to(folder) for path in files]
+    return Pictures(str(folder), [path.as_posix() for path in inside], files, [[]] * len(files),
+                    [list(path.parts[:-1]) for path in inside])
+
+
+def of_files(files: Sequence[str | Path]) -> Pictures:
+    """A list of files, such as an upload; a name that comes again gets a number."""
+    ids: dict[str, None] = {}
+    for path in map(Path, files):
+        names = (path.name if n == 1 else f"{path.stem} ({n}){path.suffix}" for n in range(1, len(files) + 2))
+        ids[next(name for name in names if name not in ids)] = None
+    if not ids:
+        raise ValueError("gallery: an empty list of files")
+    return Pictures("files", list(ids), [Path(path) for path in files], [[]] * len(ids), [[]] * len(ids))
+
+
+def of_data(dataset: Dataset) -> Pictures:
+    """A data set as `open_data` gives it, with its captions."""
+    readers = [_Reader(dataset.listing.read, i) for i in range(len(dataset))]
+    return Pictures("data set", list(dataset.image_ids), readers, dataset.captions, [[]] * len(dataset))
+
+
+@dataclass(slots=True)
+class _Reader:
+    """`read(i)`, not called yet."""
+
+    read: Any
+    i: int
+
+    def __call__(self):
+        return self.read(self.i)
+
+
+@dataclass
+class Loaded:
+    """A batch ready for the model: B readable pictures, and why others are not."""
+
+    pixels: torch.Tensor
+    """uint8 (B, 3, S, S)."""
+    items: list[Item]
+    thumbnails: list[bytes]
+    bad: dict[str, str]
+
+
+def loaded(source: Pictures, size: int, batch_size: int, progress: Callable[[int, int], None] | None = None,
+           already: int = 0) -> Iterator[Loaded]:
+    """All pictures in batches, in order, decoded by threads ahead of who takes them.
+
+    progress: called with (done, in all) after each batch was used, `already` counted in; by default a bar.
+    """
+    total = len(source) + already
+    with ThreadPoolExecutor() as pool, tqdm(total=total, initial=already, desc="indexing", unit="image",
+                                            disable=None if progress is None else True, leave=False) as bar:
+        queue: deque[Future] = deque()
+        for start in range(0, len(source), batch_size):
+            while len(queue) < AHEAD * batch_size and (i := start + len(queue)) < len(source):
+                queue.append(pool.submit(_attempt, source, i, size))
+            results = [queue.popleft().result() for _ in range(min(batch_size, len(source) - start))]
+            good = [result for result in results if not isinstance(result[1], str)]
+            pixels, items, thumbnails = zip(*good) if good else ((), [], [])
+            yield Loaded(torch.stack(pixels) if good else torch.empty(0), list(items), list(thumbnails),
+                         dict(result for result in results if isinstance(result[1], str)))
+            bar.update(len(results))
+            if progress is not None:
+                progress(already + start + len(results), total)
+
+
+def _attempt(source: Pictures, i: int, size: int) -> tuple:
+    """What `load` gives, or (id, reason) where the picture cannot be read."""
+    try:
+        return source.load(i, size)
+    except BadImage as error:
+        return source.ids[i], str(error)
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """JPEG of an RGB image, at most `THUMBNAIL` pixels a side; re-encoded, so that nothing else of the file is kept."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.info.clear()
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=QUALITY)
+    return out.getvalue()
+
+
+def _seen_size(source: Any, image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the original as it is seen; `image` may have been decoded smaller, and is upright."""
+    if isinstance(source, Image.Image):
+        return image.size
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as header:
+        width, height = header.size
+    return (width, height) if (width >= height) == (image.width >= image.height) else (height, width)
