@@ -31,7 +31,7 @@ ORDER = """
     processing negatives data prepare
     model
     objective checkpoint logs exits precision
-    optimizer randomness evaluate hub
+    optimizer randomness accounting evaluate hub
     catalogue engine gallery query index
     batches validation journal snapshot trainer
     cli __main__
