@@ -1,0 +1,80 @@
+"""Typed endpoints for programs: REST under `/gradio_api/call/NAME`, `gradio_client`, and MCP where it is installed.
+
+An image is given as base64 text, with or without a `data:` prefix.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from app import limits
+from app import search as search_module
+from app.bench import Bench
+from app.models import View
+from app.search import Query, Wish
+from bitgen.images import MAX_BYTES, safe_open_image
+
+
+def build(bench: Bench) -> None:
+    """Register the endpoints; inside a `gr.Blocks`."""
+    import gradio as gr
+
+    from app.pages import ASK, plain
+
+    how = ASK | {"api_visibility": "public"}
+    for endpoint in endpoints(bench):
+        gr.api(plain(endpoint), api_name=endpoint.__name__, **how)
+
+
+def endpoints(bench: Bench) -> list:
+    """The endpoints, as typed functions."""
+
+    def view(run: str, checkpoint: str) -> View:
+        if bench.start is None and not run:
+            raise ValueError("this server has no model: name a run")
+        if not run and not checkpoint:
+            return bench.start
+        choice = bench.models.choose(run or bench.start.choice.source, checkpoint or None)
+        return View(choice, bench.start.gallery if bench.start else bench.gallery_names[0])
+
+    def search(words: str = "", image: str = "", find: Literal["images", "captions"] = "images", top: int = 12,
+               rerank: bool = False, run: str = "", checkpoint: str = "") -> list[dict]:
+        """Search the gallery by words, by an image (base64), or by both.
+
+        Returns, best first: name of the picture, caption, score (cosine), match (probability, if `rerank`) and the
+        rank by score alone. run, checkpoint: another model than the one the server started with.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            query = Query(limits.text(words, "words"), file=_file(image, folder))
+            answer = search_module.search(bench, view(run, checkpoint), query, Wish(find, top, rerank=rerank))
+        return [{"name": hit.name, "caption": hit.text, "score": round(hit.score, 6), "match": hit.match,
+                 "rank_by_score": hit.before} for hit in answer.hits]
+
+    return [search]
+
+
+def check_mcp() -> None:
+    """Raises `ValueError` where MCP is asked for without its packages: gradio itself would start and say nothing."""
+    if importlib.util.find_spec("mcp") is None:
+        raise ValueError("--mcp needs the mcp package: pip install 'gradio[mcp]'")
+
+
+def _file(image: str, folder: str) -> str | None:
+    """A base64 image as a checked file in `folder`."""
+    if not image:
+        return None
+    text = image.partition(",")[2] if image.startswith("data:") else image
+    if len(text) > MAX_BYTES * 4 // 3 + 4:
+        raise ValueError(f"image: larger than {MAX_BYTES // 10**6} MB")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise ValueError("image: expected base64 text") from None
+    path = Path(folder) / "image.png"
+    safe_open_image(data).save(path)
+    return str(path)

@@ -1,0 +1,73 @@
+"""The bench: what the server holds for all visitors. Callbacks get it first, and a visitor's `View` second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from app.gallery import Gallery, Progress, Uploads, encode, open_pictures, silent
+from app.models import Choice, Loaded, Models, Recent, View, find_runs
+
+GALLERIES = 4  # encoded galleries in memory, uploads included
+
+
+class Bench:
+    """Models, galleries and uploads; safe for threads.
+
+    run: what visitors see first, a run folder or a Hub id; by default the newest run under `runs/`, if there is one.
+    gallery: data set or folder of images; by default what the run was trained on, held out.
+    """
+
+    def __init__(self, run: str | None = None, gallery: str | None = None, runs: str | Path = "runs"):
+        offered = find_runs(runs)
+        local = run is not None and Path(run).is_dir()
+        self.models = Models(([run] if local and run not in offered else []) + offered)
+        self.uploads = Uploads()
+        self._galleries = Recent(self._encode, GALLERIES)
+        run = run or (offered[0] if offered else None)
+        self.start = None if run is None else View(Choice(run), gallery or _trained_on(run))
+        self.gallery_names = [gallery] if gallery else []
+        if self.start and self.start.gallery not in self.gallery_names:
+            self.gallery_names.append(self.start.gallery)
+        if "scenes" not in self.gallery_names:
+            self.gallery_names.append("scenes")
+
+    def model(self, view: View) -> Loaded:
+        """The model of a view. Raises `ValueError` where it cannot be loaded, or for no view at all."""
+        if view is None:
+            raise ValueError("no model is loaded yet: choose one above")
+        return self.models.get(view.choice)
+
+    def gallery(self, view: View, progress: Progress = silent) -> Gallery:
+        """The gallery of a view, encoded by its model."""
+        self.model(view)
+        return self._galleries.get(view, progress)
+
+    def open(self, view: View, progress: Progress = silent) -> View:
+        """The view, once its model and gallery are there. Raises `ValueError` where either cannot be had."""
+        if not view.gallery.startswith("upload-") and view.gallery not in self.gallery_names:
+            raise ValueError(f"gallery {view.gallery[:100]!r}: choose one of the list, or upload pictures")
+        progress(0, f"Loading {view.choice.title}")
+        self.gallery(view, progress)
+        return view
+
+    def close(self, view: View | None) -> None:
+        """A visitor left: what was uploaded goes."""
+        if view is not None and view.gallery.startswith("upload-"):
+            self.uploads.drop(view.gallery)
+            self._galleries.drop(lambda other: other.gallery == view.gallery)
+
+    def _encode(self, view: View, progress: Progress = silent) -> Gallery:
+        loaded = self.models.get(view.choice)
+        if view.gallery.startswith("upload-"):
+            pictures = self.uploads.get(view.gallery)
+        else:
+            pictures = open_pictures(view.gallery, loaded.processor.vision.image_size)
+        return encode(loaded, pictures, progress)
+
+
+def _trained_on(run: str) -> str:
+    """The data set of a local run, `scenes` where that is not known or not there."""
+    path = Path(run) / "run.json"
+    root = json.loads(path.read_text(encoding="utf-8")).get("data", {}).get("root", "scenes") if path.is_file() else ""
+    return root if root and Path(root).exists() else "scenes"

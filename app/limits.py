@@ -1,0 +1,46 @@
+"""What a visitor may ask of the server. The limits of a single image are those of `bitgen.images`."""
+
+TEXT = 2000
+"""Characters of a query, a caption or a label; what is longer is refused."""
+RESULTS = 60
+"""Results of one search."""
+CANDIDATES = 32
+"""First results that matching puts into a new order."""
+LABELS = 50
+"""Labels of one zero-shot classification."""
+FILE_SIZE = "20mb"
+"""One uploaded file."""
+FILES = 200
+"""Files of one upload."""
+UPLOAD_BYTES = 500_000_000
+"""All files of one upload together."""
+UPLOADS = 32
+"""Uploaded galleries on the server; the oldest goes first."""
+UPLOAD_SECONDS = 3600
+"""How long an uploaded gallery is kept after it was last used."""
+QUEUE = 64
+"""Requests that wait; the next is refused."""
+SESSIONS = 1000
+"""Sessions whose state is kept."""
+
+
+def text(value: str | None, name: str) -> str:
+    """`value` without outer spaces. Raises `ValueError` where it is too long."""
+    value = (value or "").strip()
+    if len(value) > TEXT:
+        raise ValueError(f"{name}: {len(value)} characters; at most {TEXT}")
+    return value
+
+
+def whole(value: float | None, name: str, low: int, high: int) -> int:
+    """`value` as a whole number. Raises `ValueError` outside low..high."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name}: expected a whole number from {low} to {high}, got {value!r}")
+    return int(value)
+
+
+def number(value: float | None, name: str, low: float, high: float) -> float:
+    """`value` as a float. Raises `ValueError` outside low..high, and for NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name}: expected a number from {low} to {high}, got {value!r}")
+    return float(value)

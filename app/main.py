@@ -1,0 +1,100 @@
+"""The app's shell: header, choice of model and gallery, tabs; and how it is served.
+
+How a tab is added
+------------------
+1. `app/<tab>.py`: callbacks, plain functions without gradio. The first arguments are `bench` (what the server holds:
+   `bench.model(view)`, `bench.gallery(view)`) and `view` (what this visitor looks at, may be None before anything is
+   loaded: `bench.model` then raises). They take and return plain values, pictures and arrays; they raise `ValueError`
+   with a message for the visitor. Nothing of a visitor goes into a module or into `bench`: it goes into `gr.State`.
+   Tests call them directly (`tests/test_app.py`).
+2. `app/pages/<tab>.py`: `TITLE`, `ID` and `build(shell)`, which lays out components and wires events; it runs inside
+   the `gr.Tab`. Events: `event(plain(function), inputs, outputs, **ASK)`, or `**LOAD` with `progress=gr.Progress()` for
+   what takes seconds. `plain` shows `ValueError`s as text. `shell.view.change(...)` fills the tab when the page opens
+   and when another checkpoint or gallery was chosen; what is expensive waits for the tab's own `select`.
+3. The module's place in `PAGES` below.
+
+Nothing a visitor typed goes into `gr.HTML` or `gr.Markdown` unless `html.escape`d; lists of it are a `gr.Dataframe` or
+a `gr.Textbox`. Every component has a `label`, shown or not: screen readers read it.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
+
+import gradio as gr
+
+from app import api, limits
+from app.bench import Bench
+from app.guard import Guard
+from app.pages import ASK, LOAD, Shell, choose, plain, search, watched
+from app.theme import CSS, theme
+
+PAGES = (search,)
+
+EMPTY = """
+## No model yet
+
+BitGen searches pictures with words once it has a model. Train the demo's, in about twelve minutes on two cores:
+
+    make demo
+
+then open this page again with `make app`. Or type a Hub id such as `ORG/NAME` above and press *Load*.
+"""
+
+
+def build_app(run: str | None = None, gallery: str | None = None, runs: str = "runs") -> gr.Blocks:
+    """The page. run: run folder or Hub id, by default the newest below `runs`; gallery: data set or image folder."""
+    bench = Bench(run, gallery, runs)
+    with gr.Blocks(title="BitGen", analytics_enabled=False, delete_cache=(600, limits.UPLOAD_SECONDS)) as demo:
+        view = gr.State(None, time_to_live=limits.UPLOAD_SECONDS, delete_callback=bench.close)
+        query, recent = gr.State(None), gr.BrowserState([], storage_key="bitgen-recent")
+        with gr.Row(elem_id="head"):
+            gr.Markdown("# BitGen", container=False)
+            status = gr.Markdown("Nothing is loaded.", elem_id="status", container=False)
+        with gr.Column():
+            panel = gr.Column()
+            empty = gr.Markdown(EMPTY, visible=bench.start is None, elem_id="no-model")
+            with gr.Tabs(visible=bench.start is not None, selected=PAGES[0].ID) as tabs:
+                shell = Shell(bench, view, query, tabs)
+                for page in PAGES:
+                    with gr.Tab(page.TITLE, id=page.ID):
+                        page.build(shell)
+        with panel:
+            choose.build(shell, status, recent)
+
+        def first(progress=gr.Progress()):  # noqa: B008 - gradio's way
+            if bench.start is None:
+                return None, "Nothing is loaded."
+            return bench.open(bench.start, watched(progress)), choose.heading(bench, bench.start)
+
+        demo.load(plain(first), None, [view, status], show_progress="minimal", **LOAD)
+        view.change(lambda view: (gr.Markdown(visible=view is None), gr.Tabs(visible=view is not None)),
+                    view, [empty, tabs], show_progress="hidden", **ASK)
+        api.build(bench)
+    demo.queue(max_size=limits.QUEUE, default_concurrency_limit=2, api_open=False)
+    return demo
+
+
+def launch(run: str | None = None, gallery: str | None = None, host: str = "127.0.0.1", port: int | None = None,
+           mcp: bool = False, block: bool = True) -> gr.Blocks:
+    """Serve the page at `host`, only to this computer unless told otherwise. Raises `ValueError` for a bad run."""
+    demo = build_app(run, gallery)
+    demo.launch(**serving(mcp), server_name=host, server_port=port, prevent_thread_lock=not block)
+    return demo
+
+
+def serving(mcp: bool = False) -> dict:
+    """What `Blocks.launch` is told, here and in a Space. Raises `ValueError` for MCP without its packages."""
+    if mcp:
+        api.check_mcp()
+    return {"theme": theme(), "css": CSS, "share": False, "allowed_paths": [], "max_file_size": limits.FILE_SIZE,
+            "state_session_capacity": limits.SESSIONS, "mcp_server": mcp, "ssr_mode": False, "show_error": False,
+            "footer_links": ["api"], "app_kwargs": {"middleware": [_guard()]}, "enable_monitoring": False}
+
+
+def _guard():
+    from starlette.middleware import Middleware
+
+    return Middleware(Guard)

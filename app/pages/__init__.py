@@ -1,0 +1,49 @@
+"""The tabs' layout, one file each with `TITLE` and `build(shell)`. What they share: `Shell`, `plain`, `ASK`, `LOAD`."""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gradio as gr
+
+from app.bench import Bench
+from app.gallery import Progress
+
+ASK = {"concurrency_id": "ask", "concurrency_limit": 2, "api_visibility": "private"}
+"""For events that answer at once: two at a time, over all visitors."""
+LOAD = {"concurrency_id": "load", "concurrency_limit": 1, "api_visibility": "private"}
+"""For events that load a model or encode a gallery: a queue of their own, so that nobody else waits for them."""
+
+
+@dataclass
+class Shell:
+    """What a tab is built into."""
+
+    bench: Bench
+    """Models and galleries, shared by all visitors: the first argument of every callback."""
+    view: gr.State
+    """`app.models.View`: what this visitor looks at. `shell.view.change(...)` fires when the page has opened and
+    whenever another checkpoint or gallery was chosen."""
+    query: gr.State
+    """`app.search.Query`: the visitor's last search; `shell.query.change(...)` fires at the next one."""
+    tabs: gr.Tabs
+    """To lead to another tab: output `gr.Tabs(selected=ID)` to it."""
+
+
+def plain(callback: Callable) -> Callable:
+    """`callback` with its `ValueError`s shown to the visitor, as text and not as HTML."""
+    @functools.wraps(callback)
+    def shown(*args, **kwargs):
+        try:
+            return callback(*args, **kwargs)
+        except ValueError as error:
+            raise gr.Error(html.escape(str(error)), title="That did not work", print_exception=False) from None
+    return shown
+
+
+def watched(progress: gr.Progress) -> Progress:
+    """gradio's progress bar as callbacks know it: (share done, what is being done)."""
+    return lambda share, text: progress(share, desc=text)

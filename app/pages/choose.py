@@ -1,0 +1,78 @@
+"""The panel above the tabs: which checkpoint and which gallery."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from app import limits
+from app.models import View
+from app.pages import ASK, LOAD, Shell, plain, watched
+
+NEWEST = "newest weights"
+
+
+def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
+    """The panel. Loading runs in a queue of its own; what was chosen before is in the browser's own storage."""
+    bench = shell.bench
+    start = bench.start
+    with gr.Accordion("Model and gallery", open=start is None, elem_id="choose"):
+        with gr.Row(equal_height=True):
+            source = gr.Dropdown(bench.models.runs, value=start.choice.source if start else None,
+                                 allow_custom_value=True, label="Run or Hub id",
+                                 info="A run of this computer, or ORG/NAME on the Hugging Face Hub", scale=3)
+            revision = gr.Textbox(label="Revision", info="Branch, tag or commit on the Hub", max_length=200, scale=2)
+            checkpoint = gr.Dropdown([NEWEST], value=NEWEST, label="Checkpoint", info="Saved while it trained", scale=2)
+            gallery = gr.Dropdown(bench.gallery_names, value=start.gallery if start else bench.gallery_names[0],
+                                  label="Gallery", info="The pictures that are searched", scale=2)
+        with gr.Row():
+            load = gr.Button("Load", variant="primary", scale=0, min_width=120)
+            note = gr.Markdown(elem_classes="quiet")
+        with gr.Accordion("Search your own pictures", open=False):
+            files = gr.File(file_count="multiple", file_types=["image"], label="Pictures",
+                            elem_id="upload", height=140)
+            gr.Markdown(f"Up to {limits.FILES} JPEG, PNG, WebP, GIF or BMP files of at most 20 MB. They stay in this "
+                        "server's memory, are seen by nobody else, and are forgotten an hour after you leave.",
+                        elem_classes="quiet")
+            refused = gr.Textbox(label="Files that were left out", visible=False, interactive=False, lines=3)
+
+    def checkpoints(source, revision):
+        choice = bench.models.choose(source, None, revision)
+        names = bench.models.checkpoints(choice)
+        return gr.Dropdown([NEWEST, *names], value=NEWEST), f"{len(names)} checkpoints beside the newest weights"
+
+    def chosen(source, revision, checkpoint, gallery):
+        return View(bench.models.choose(source, None if checkpoint == NEWEST else checkpoint, revision), gallery)
+
+    def change(old, source, revision, checkpoint, gallery, recent, progress=gr.Progress()):  # noqa: B008 - gradio's way
+        view = bench.open(chosen(source, revision, checkpoint, gallery), watched(progress))
+        if old is not None and old.gallery != view.gallery:
+            bench.close(old)
+        recent = [view.choice.source, *(name for name in recent or [] if name != view.choice.source)][:8]
+        return view, recent, heading(bench, view), ""
+
+    def upload(old, files, source, revision, checkpoint, progress=gr.Progress()):  # noqa: B008
+        if not files:
+            raise ValueError("no files were given")
+        key, out = bench.uploads.add(files, progress=watched(progress))
+        view = bench.open(chosen(source, revision, checkpoint, key), watched(progress))
+        bench.close(old)
+        return view, heading(bench, view), gr.Textbox("\n".join(out), visible=bool(out))
+
+    def remembered(names):
+        known = [name for name in names or [] if isinstance(name, str) and name not in bench.models.runs]
+        return gr.Dropdown([*bench.models.runs, *known[:8]])
+
+    for event in (source.input, revision.blur):
+        event(plain(checkpoints), [source, revision], [checkpoint, note], show_progress="hidden", **LOAD)
+    load.click(plain(change), [shell.view, source, revision, checkpoint, gallery, recent],
+               [shell.view, recent, status, note], show_progress_on=note, **LOAD)
+    files.upload(plain(upload), [shell.view, files, source, revision, checkpoint],
+                 [shell.view, status, refused], show_progress_on=refused, **LOAD)
+    recent.change(remembered, recent, source, show_progress="hidden", **ASK)
+
+
+def heading(bench, view: View) -> str:
+    """The line under the title: which model, which gallery, how large."""
+    pictures = len(bench.gallery(view).pictures)
+    name = "your pictures" if view.gallery.startswith("upload-") else view.gallery
+    return f"`{view.choice.title}` on `{name}` · {pictures:,} pictures"
