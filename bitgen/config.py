@@ -176,9 +176,13 @@ class HubConfig:
     """The Hugging Face Hub."""
 
     repo: str | None = None
-    """`ORG/NAME` to push checkpoints to; refused until pushing is there."""
+    """`ORG/NAME` to push checkpoints to; made where it is missing."""
     push_every: int = 1000
     """Steps between pushes (guide: 1000)."""
+    keep: int = 5
+    """Checkpoints kept on the Hub, beside the best; only those that this run pushed are ever deleted (guide: 5)."""
+    private: bool = False
+    """Make the repository private where it is made."""
 
 
 @dataclass

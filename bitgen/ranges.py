@@ -20,7 +20,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {  # smallest and largest al
     "optim": {"lr": (0, inf), "vision_lr": (0, inf), "weight_decay": (0, inf), "warmup_steps": (0, inf),
               "clip": (1e-6, inf), "batch_size": ANY, "accumulation": ANY, "epochs": ANY, "max_steps": ANY,
               "patience": ANY, "min_delta": (0, inf), "max_skipped": (0, inf)},
-    "hub": {"push_every": ANY},
+    "hub": {"push_every": ANY, "keep": ANY},
     "": {"save_every": ANY, "keep": ANY, "log_every": ANY, "validate_every": ANY},
 }
 

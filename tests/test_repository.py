@@ -31,7 +31,8 @@ ORDER = """
     processing negatives data prepare
     model
     objective checkpoint logs exits precision
-    optimizer randomness accounting evaluate hub
+    repository upload outbox push
+    optimizer randomness accounting evaluate strict_json admission wire download hub
     catalogue engine gallery query index
     batches validation journal snapshot trainer
     cli __main__

@@ -1,0 +1,131 @@
+"""What of a run waits to be pushed, and what was: both on disk, since a run may end at any moment.
+
+    runs/scenes/outbox/00000007-2000/     what the repository is to hold: checkpoint-2000/, its weights, the card
+    runs/scenes/push_state.json           what this run has pushed, when, and how the last try ended
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from bitgen.checkpoint import MANIFEST
+
+STATE = "push_state.json"
+ROOT = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json")
+"""Files of the newest checkpoint that also lie at the repository's root."""
+CARD = ("README.md", "curves.png")
+"""Files of the run folder that lie beside them where there are any."""
+
+
+@dataclass
+class State:
+    """`push_state.json`: what has to outlive the process."""
+
+    repository: str
+    """Endpoint and name; of another repository nothing is known."""
+    pushed: list[int] = field(default_factory=list)
+    """Steps of the checkpoints there that this run has pushed, the last one last: the only ones it may delete."""
+    commits: list[float] = field(default_factory=list)
+    """When commits were made, seconds since 1970; those of the last hour."""
+    best: int | None = None
+    """The checkpoint that does not rotate out."""
+    last: dict = field(default_factory=dict)
+    """How the last try ended: step, kind, reason, commit, time, tries."""
+
+    @classmethod
+    def read(cls, path: Path, repository: str) -> State:
+        """The state of the run's earlier processes, or an empty one for a repository that is new to it."""
+        try:
+            state = cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return cls(repository)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not a record of pushes ({error}); without it, checkpoints on the Hub that it "
+                             "named are no longer deleted when they rotate out: remove it to go on") from None
+        return state if state.repository == repository else cls(repository)
+
+    def write(self, path: Path) -> None:
+        """Replaces the file in one step."""
+        partial = path.with_suffix(".tmp")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
+class Outbox:
+    """Entries to push, the newest last; one process at a time, or `ValueError`.
+
+    An entry is a folder laid out as the repository is to be. Its files are hard links, so that it costs a millisecond
+    and stays whole when checkpoints rotate out. Call `close` in the end.
+    """
+
+    def __init__(self, run_folder: Path):
+        self.run, self.folder = run_folder, run_folder / "outbox"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
+
+    def _locked(self) -> TextIO:
+        """The open file that holds the lock; the kernel lets go of it when the process ends, whichever way."""
+        file = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise ValueError(f"{self.run}: another process is pushing this run") from None
+        return file
+
+    def close(self) -> None:
+        """Lets another process have it."""
+        self._lock.close()
+
+    def entries(self) -> list[Path]:
+        """What waits, the newest last."""
+        return sorted(entry for entry in self.folder.iterdir() if entry.is_dir() and entry.suffix != ".tmp")
+
+    def add(self, step: int) -> Path:
+        """Queues `checkpoint-{step}` of the run, whole as soon as it is seen. Raises `OSError`."""
+        for leftover in self.folder.glob("*.tmp"):
+            shutil.rmtree(leftover)
+        name = f"checkpoint-{step}"
+        places = [self.run / name, self.run / f"{name}.old"]
+        source = next((place for place in places if (place / MANIFEST).is_file()), places[0])
+        number = max((_number(entry) for entry in self.entries()), default=-1) + 1
+        entry = self.folder / f"{number:08}-{step}"
+        partial = entry.with_suffix(".tmp")
+        (partial / name).mkdir(parents=True)
+        for path in source.iterdir():
+            _link(path, partial / name / path.name)
+        for file in ROOT:
+            _link(source / file, partial / file)
+        for file in CARD:  # copied: unlike a checkpoint, they are written again
+            if (self.run / file).is_file():
+                shutil.copyfile(self.run / file, partial / file)
+        os.rename(partial, entry)
+        return entry
+
+    def drop(self, entries: list[Path]) -> None:
+        """Removes entries."""
+        for entry in entries:
+            shutil.rmtree(entry)
+
+
+def step_of(entry: Path) -> int:
+    """The step of the checkpoint in an entry."""
+    return int(entry.name.split("-")[1])
+
+
+def _number(entry: Path) -> int:
+    return int(entry.name.split("-")[0])
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

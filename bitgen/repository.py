@@ -1,0 +1,154 @@
+"""A repository on the Hugging Face Hub, asked with a patience that ends.
+
+The client's own does not: it waits for ever on a silent server, sleeps as long as `Retry-After` says, and repeats a
+conflicting `create_repo` without a pause. Here each request has a time limit, and an answer that means "come back
+later" is an error at once: when to come back is decided in one place (`bitgen.push`), and nowhere in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_token, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import hf_raise_for_status
+from huggingface_hub.utils._http import default_client_factory
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+FULL = re.compile(r"(?i)storage|quota|exceeded|payment")
+LATER = {408, 429, 500, 502, 503, 504}
+"""Statuses that may be gone the next time."""
+KINDS = {401: "auth", 402: "quota", 403: "auth", 404: "auth", 409: "conflict", 412: "conflict", 413: "quota",
+         507: "quota", **dict.fromkeys(LATER, "transient")}
+REMEDIES = {
+    401: "not logged in, or the token is no longer valid: `hf auth login`, or set HF_TOKEN to a token that may write",
+    403: "the token has no right to write there",
+    404: "no such repository, or the token may not see it",
+    413: "the Hub takes no files of this size",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long pushing waits, and how often it commits. Seconds where not said otherwise."""
+
+    connect: float = 10.0
+    """Until a connection stands."""
+    read: float = 60.0
+    """Until the next bytes arrive or leave."""
+    deadline: float = 900.0
+    """For one try, whatever it is busy with; then its process is killed."""
+    first_wait: float = 30.0
+    """Before the second try; doubled before each one after it."""
+    longest_wait: float = 900.0
+    """Before any try, also where `Retry-After` asks for more."""
+    commits_per_hour: int = 12
+    """Commits to the repository in any 3600 seconds; the last of them is kept for the end of the run."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the Hub did not do what it was asked for.
+
+    kind: `auth` (token, rights, repository gone), `quota` (storage full), `conflict` (another writer was faster),
+    `transient` (may be gone the next time), `bug` (anything else). `wait`: seconds the Hub asks to be left alone.
+    """
+
+    kind: str
+    reason: str
+    wait: float = 0.0
+
+
+def client(limits: Limits) -> HfApi:
+    """A client of the Hub (`HF_ENDPOINT`), with the user's token, whose requests end within the limits."""
+    def factory() -> Any:
+        made = default_client_factory()
+        made.timeout = (limits.connect, limits.read, limits.read, limits.connect)
+        made.event_hooks = {**made.event_hooks, "response": [_raise_what_passes]}
+        return made
+
+    set_client_factory(factory)
+    return HfApi()
+
+
+def _raise_what_passes(response: Any) -> None:
+    """Errors that the client would repeat on its own, as long as the answer tells it to."""
+    if response.status_code in LATER:
+        response.read()
+        hf_raise_for_status(response)
+    if response.status_code == 409 and b"conflicting operation" in response.read():
+        hf_raise_for_status(response)
+
+
+def explain(error: BaseException) -> Failure:
+    """What an exception of the client means; the token is taken out of the reason should it be in there."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # from a thread that uploads
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = f"{type(error).__name__}: {' '.join(lines[:3])}".replace(get_token() or "\0", "…")
+    if isinstance(error, LocalTokenNotFoundError):
+        return Failure("auth", REMEDIES[401])
+    if isinstance(error, OfflineModeIsEnabled):
+        return Failure("auth", "HF_HUB_OFFLINE is set: unset it to push")
+    if isinstance(error, HfHubHTTPError):
+        status, full = error.response.status_code, FULL.search(str(error.server_message or ""))
+        kind = "quota" if status in (402, 403, 413) and full else KINDS.get(status, "bug")
+        told = f": {error.server_message}" if error.server_message else ""
+        reason = f"{REMEDIES[status]} ({status}{told})" if status in REMEDIES and not full else reason
+        return Failure(kind, reason, _asked_to_wait(error.response.headers))
+    if type(error).__module__.startswith(("httpx", "httpcore")) or isinstance(error, (OSError, json.JSONDecodeError)):
+        return Failure("bug" if isinstance(error, FileNotFoundError) else "transient", reason)
+    return Failure("quota" if FULL.search(str(error)) else "bug", reason)
+
+
+def _asked_to_wait(headers: Any) -> float:
+    """Seconds that `Retry-After: 30` or `RateLimit: "api";r=0;t=30` asks for; 0 where neither does."""
+    limit = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit", ""))
+    after = headers.get("retry-after", "").strip()
+    return float(limit[1]) if limit else float(after) if after.isdigit() else 0.0
+
+
+def files(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
+    """Every file of a revision, by path."""
+    entries = api.list_repo_tree(repo, recursive=True, revision=revision)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def same(path: Path, remote: RepoFile | None) -> bool:
+    """Whether a file here has the bytes of the one there, told by size and hash."""
+    if remote is None or path.stat().st_size != remote.size:
+        return False
+    if remote.lfs is not None:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == remote.lfs.sha256
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == remote.blob_id
+
+
+def listing(api: HfApi, repo: str) -> str:
+    """What a repository holds, as `bitgen hub list` prints it: a line a checkpoint, the newest first."""
+    head = api.repo_info(repo).sha
+    sizes: dict[str, list[int]] = {}
+    for path, file in files(api, repo, head).items():
+        folder, below, _ = path.partition("/")
+        sizes.setdefault(folder if below and CHECKPOINT.fullmatch(folder) else "", []).append(file.size)
+    held = sorted((name for name in sizes if name), key=lambda name: -int(CHECKPOINT.fullmatch(name)[1]))
+    lines = [f"{name:20} {sum(sizes[name]) / 1e6:9.1f} MB  {len(sizes[name])} files" for name in held]
+    lines += [f"{'beside them':20} {sum(sizes[''])  / 1e6:9.1f} MB  {len(sizes[''])} files"] if "" in sizes else []
+    commits = len(api.list_repo_commits(repo))
+    return "\n".join([f"{repo} at {head[:12]}, {commits} commits", *lines])
+
+
+def squash(api: HfApi, repo: str) -> tuple[int, int]:
+    """Makes one commit of the whole history, for good. Returns bytes of large files stored and those in use."""
+    stored = sum(file.size for file in api.list_lfs_files(repo))
+    used = {file.lfs.sha256: file.size for file in files(api, repo, "main").values() if file.lfs}
+    api.super_squash_history(repo, commit_message="One commit of the history so far")
+    return stored, sum(used.values())
