@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TIE = 1e-6  # scores closer than this (times the score, where it is above 1) are equal: matmul tiles round differently
+LEVEL = 0.95  # of confidence intervals
 CHUNK = 256  # queries whose scores are held at a time: 256 x 25,000 captions of COCO are 26 MB
 
 
@@ -167,7 +168,7 @@ def mean_report(reports: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: sum(r[key] for r in reports) / len(reports) for key in reports[0]}
 
 
-def interval(hits: Tensor, image_of_query: Sequence[int] | Tensor, level: float = 0.95, resamples: int = 1000,
+def interval(hits: Tensor, image_of_query: Sequence[int] | Tensor, level: float = LEVEL, resamples: int = 1000,
              seed: int = 0) -> tuple[float, float]:
     """Bootstrap confidence interval (low, high) of the mean of `hits (Q,)`, drawing *images* with replacement.
 
