@@ -75,16 +75,29 @@ class Prepare(Source):
     """Side of the prepared images, pixels."""
 
 
+@dataclass
+class Pull:
+    """Fetch a checkpoint from the Hub, verified, with what `bitgen train --resume` takes to go on from it."""
+
+    repo: tyro.conf.Positional[str]
+    """`ORG/NAME`, or `ORG/NAME@REV` with a branch, tag or commit."""
+    checkpoint: str | None = None
+    """Which one, such as 2000; the newest where not given."""
+    output_dir: str | None = None
+    """Run folder that receives it; by default `runs/NAME`."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status. Bad input prints one line that says what would be right."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train, "evaluate": evaluate, "data": data}
+    commands = {"train": train, "evaluate": evaluate, "data": data, "pull": pull}
     if not argv or argv[0] not in commands:
         asked_for_help = bool(argv) and argv[0] in ("-h", "--help", "help")
         print(f"usage: bitgen {{{','.join(commands)}}} …\n\n"
               "  train      train a model: bitgen train --config scenes\n"
               "  evaluate   measure it: bitgen evaluate runs/scenes --data scenes --split test\n"
-              "  data       look a data set over, or prepare it: bitgen data check FOLDER\n\n"
+              "  data       look a data set over, or prepare it: bitgen data check FOLDER\n"
+              "  pull       fetch a checkpoint from the Hub: bitgen pull ORG/NAME --output-dir runs/NAME\n\n"
               "`bitgen COMMAND --help` tells more.", file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
     try:
@@ -166,6 +179,19 @@ def data(argv: list[str]) -> int:
         _write(options.json, json.dumps(report, indent=2))
     module.contact_sheet(open_data(dataclasses.replace(config, max_bad_fraction=1.0), "train", 128), options.sheet)
     print(f"contact sheet: {options.sheet}")
+    return 0
+
+
+def pull(argv: list[str]) -> int:
+    """`bitgen pull`."""
+    options = tyro.cli(Pull, prog="bitgen pull", args=argv)
+    from bitgen import hub
+
+    repo, revision = hub.split_revision(options.repo)
+    folder = Path(options.output_dir or Path("runs") / repo.rpartition("/")[2])
+    checkpoint = options.checkpoint
+    path = hub.pull(repo, folder, revision, f"checkpoint-{checkpoint}" if (checkpoint or "").isdigit() else checkpoint)
+    print(f"pulled: {path}\ngo on from it: bitgen train … --output-dir {folder} --resume {path}")
     return 0
 
 

@@ -1,21 +1,28 @@
-"""Loading a model from a run, a checkpoint folder or the Hugging Face Hub. Nothing is ever unpickled."""
+"""Loading a model from a run, a checkpoint folder or the Hugging Face Hub, and taking a run over from there."""
 
 from __future__ import annotations
 
-import json
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from bitgen.config import ModelConfig, VisionConfig, from_dict
+from bitgen.admission import BYTES, PICKLES, check_state, read_model, read_processor
+from bitgen.checkpoint import MANIFEST, CheckpointError, publish, verify
+from bitgen.download import Commit
 from bitgen.model import BitGen
+from bitgen.processing import FILE as PROCESSOR
 from bitgen.processing import Processor
+from bitgen.strict_json import read_json
+from bitgen.wire import HubError
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
+FILES = ("config.json", "model.safetensors", "tokenizer.json", PROCESSOR)
+MODEL_BYTES = 2_000_000_000
+RUN_BYTES = 8_000_000_000
+"""Largest checkpoint with its training state: weights, moving average and two moments of each."""
+NAME = r"checkpoint-\d+"
 
 
 def load(source: str | Path, checkpoint: str | None = None, revision: str | None = None,
@@ -23,55 +30,119 @@ def load(source: str | Path, checkpoint: str | None = None, revision: str | None
     """Model (in evaluation mode) and processor of a run folder, a checkpoint folder or a Hub repository.
 
     checkpoint: a folder inside it such as `checkpoint-1000`; by default the newest weights at its root.
-    revision: branch, tag or commit on the Hub. Raises `ValueError` naming what is missing or does not fit.
+    revision: branch, tag or commit on the Hub. A commit that was loaded before is loaded without network.
+    Raises `ValueError` naming what is missing, does not fit or is refused (`bitgen.admission`).
     """
     folder = _folder(str(source), checkpoint, revision)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         held = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
         raise ValueError(f"{folder}: no model here, {', '.join(missing)} missing"
-                         + (f"; its checkpoints: {', '.join(held)}" if held else ""))
-    processor = Processor.load(folder)
+                         + (f"; its checkpoints: {', '.join(held)}" if held else "")
+                         + (f"; {pickles[0]} is a pickle and is not opened" if pickles else ""))
     model = read_model(folder)
-    if model.config.vocab_size != processor.tokenizer.vocab_size:
-        raise ValueError(f"{folder}: the model has {model.config.vocab_size} tokens, its tokenizer.json "
-                         f"{processor.tokenizer.vocab_size}")
+    processor = read_processor(folder, model)
     model.tokenizer = processor.tokenizer
     return model.to(device).eval(), processor
 
 
-def read_model(folder: Path) -> BitGen:
-    """The model of `config.json` and `model.safetensors`: every tensor of the right name, shape and finite."""
-    path = folder / "config.json"
+def pull(repo: str, folder: str | Path, revision: str | None = None, checkpoint: str | None = None) -> Path:
+    """`folder/checkpoint-N` from a Hub repository, with all that resuming takes; the newest where none is named.
+
+    It appears whole, or not at all, after its files agree with the Hub's hashes and with its manifest, the model is
+    admitted, and the training state holds tensors and plain containers alone. At the root of `folder` its weights are
+    published unless there are some. Raises `ValueError`, also where another whole checkpoint of that name stands.
+    """
+    _check_name(checkpoint)
+    commit, root = Commit.at(repo, revision), Path(folder)
+    name = checkpoint or _newest(commit)
+    limits = {file: BYTES[file] for file in (*FILES, MANIFEST, "metrics.json", "run.json")} | {f"{name}.pt": RUN_BYTES}
+    files = commit.choose(limits, RUN_BYTES, name)
+    final, partial = root / name, root / f"{name}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        model = BitGen(from_dict(ModelConfig, values["model"], where="model"),
-                       from_dict(VisionConfig, values["vision"], where="vision"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not the configuration of a BitGen model: {error}") from None
-    path = folder / "model.safetensors"
-    try:
-        weights = load_file(path)
-        model.load_state_dict(weights)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path}: does not fit config.json beside it: {error}") from None
-    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(f"{path}: {len(broken)} tensors hold NaN or infinity, such as {broken[0]}")
-    return model
+        commit.download(files[MANIFEST], partial / MANIFEST)
+        if not _stands(final, partial / MANIFEST):
+            for file in files.keys() - {MANIFEST}:
+                commit.download(files[file], partial / file)
+            _check_run(partial, files.keys() - {MANIFEST}, f"{commit}/{name}")
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one
+            partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if not (root / "model.safetensors").exists():
+        publish(final, FILES, root)
+    print(f"{commit}/{name} is in {final}", file=sys.stderr)
+    return final
+
+
+def resolve_resume(source: str, run_folder: str | Path) -> Path:
+    """The checkpoint that `--resume SOURCE` goes on from: a folder, or `hub://ORG/NAME[@REV]`, pulled first."""
+    if not source.startswith("hub://"):
+        return Path(source)
+    repo, revision = split_revision(source.removeprefix("hub://"))
+    return pull(repo, run_folder, revision)
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """`ORG/NAME@REV` -> repository and revision; without `@` the revision is None."""
+    repo, _, revision = source.partition("@")
+    return repo, revision or None
 
 
 def _folder(source: str, checkpoint: str | None, revision: str | None) -> Path:
     """The local folder of `source`, downloaded where it is a Hub id."""
+    _check_name(checkpoint)
     local = Path(source).expanduser()
-    if checkpoint is not None and not re.fullmatch(r"checkpoint-\d+", checkpoint):
-        raise ValueError(f"checkpoint {checkpoint!r}: expected a name such as 'checkpoint-1000'")
     if local.is_dir():
         if revision is not None:
             raise ValueError(f"revision {revision!r} applies to a Hub id; {source!r} is a folder")
         return local / checkpoint if checkpoint else local
+    if local.is_file():
+        what = "a pickle, which is not opened" if local.suffix in PICKLES else "a file"
+        raise ValueError(f"{source!r} is {what}; expected a folder with {', '.join(FILES)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise ValueError(f"{source!r}: no such folder, and no Hub id such as ORG/NAME")
-    patterns = [f"{checkpoint}/{name}" if checkpoint else name for name in FILES]
-    root = Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    return root / checkpoint if checkpoint else root
+    try:
+        commit = Commit.at(source, revision)
+        return commit.cached({name: BYTES[name] for name in FILES}, MODEL_BYTES, checkpoint or "")
+    except HubError as error:
+        raise HubError(f"{source!r} is no folder here; on the Hub: {error}", error.passing) from error
+
+
+def _check_name(checkpoint: str | None) -> None:
+    if checkpoint is not None and not re.fullmatch(NAME, checkpoint):
+        raise ValueError(f"checkpoint {checkpoint!r}: expected a name such as 'checkpoint-1000'")
+
+
+def _newest(commit: Commit) -> str:
+    names = [name for name in commit.listing()[1] if re.fullmatch(NAME, name)]
+    if not names:
+        raise HubError(f"{commit}: no checkpoint-N to go on from")
+    return max(names, key=lambda name: int(name.removeprefix("checkpoint-")))
+
+
+def _stands(folder: Path, manifest: Path) -> bool:
+    """Whether the checkpoint of this manifest is there already. Raises `ValueError` where another one is."""
+    try:
+        verify(folder)
+    except CheckpointError:
+        return False
+    if (folder / MANIFEST).read_bytes() != manifest.read_bytes():
+        raise ValueError(f"{folder}: another run's checkpoint of that name is there; take another --output-dir")
+    return True
+
+
+def _check_run(folder: Path, names: set[str], source: str) -> None:
+    """Raises `ValueError` unless a downloaded checkpoint is whole and can be resumed."""
+    manifest = read_json(folder / MANIFEST, BYTES[MANIFEST])
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(listed, dict) or listed.keys() != names:
+        raise ValueError(f"{source}: {MANIFEST} does not list {', '.join(sorted(names))}, and these alone")
+    try:
+        verify(folder)
+    except CheckpointError as error:
+        raise ValueError(f"{source}: {error.reason}") from None
+    read_processor(folder, read_model(folder))
+    check_state(folder / f"{folder.stem}.pt")
