@@ -180,37 +180,47 @@ class Publisher:
         return max(until - now, self._not_before - time.monotonic())
 
     def _record(self, entry: Path, outcome: Outcome, pushed: list[int]) -> None:
-        """The outcome of a try: in the state, in the outbox, in one line where it is news, in the next try's time."""
-        step, state, before = step_of(entry), self.state, self.state.last.get("kind")
-        tries = state.last.get("tries", 0) + 1 if state.last.get("step") == step and before != "done" else 1
+        """The outcome of a try: in the state and on disk, and in one line where it is news."""
+        step, state, before = step_of(entry), self.state, self.state.last
+        tries = before["tries"] + 1 if before.get("step") == step and before["kind"] != "done" else 1
         state.last = {"step": step, "kind": outcome.kind, "reason": outcome.reason, "commit": outcome.commit,
                       "time": time.time(), "tries": tries}
         if outcome.kind == "done":
-            state.pushed = pushed
-            state.commits += [time.time()] * outcome.new
-            self._failures, self._not_before = 0, 0.0
-            note = f"; {outcome.reason}" if outcome.reason else ""
-            self.tell(f"pushed checkpoint-{step} to {self.hub.repo} (commit {outcome.commit[:12]}){note}")
+            self._landed(entry, outcome, pushed)
         else:
-            self._failures += 1
-            wait = max(self.limits.first_wait * 2 ** min(self._failures - 1, 16), outcome.wait)
-            self._not_before = time.monotonic() + min(wait, self.limits.longest_wait)
-            if outcome.kind not in RETRIED:
-                self._given_up, self._not_before = entry, 0.0
-            if outcome.kind != before or tries == 1:
+            self._failed(entry, outcome)
+            if tries == 1 or outcome.kind != before["kind"]:
                 self.tell(f"warning: checkpoint-{step} is not on the Hub ({outcome.kind}): {outcome.reason}")
-        with suppress(OSError):  # a full disk: the state is behind, and the tree on the Hub tells what is there
+        with suppress(OSError):  # a full disk: the record is behind, and the tree on the Hub tells what is there
             state.write(self.run / STATE)
         if outcome.kind == "done":
             self.outbox.drop([other for other in self.outbox.entries() if other <= entry])
 
+    def _landed(self, entry: Path, outcome: Outcome, pushed: list[int]) -> None:
+        self.state.pushed = pushed
+        self.state.commits += [time.time()] * outcome.new
+        self._failures, self._not_before, self._given_up = 0, 0.0, entry
+        note = f"; {outcome.reason}" if outcome.reason else ""
+        self.tell(f"pushed checkpoint-{step_of(entry)} to {self.hub.repo} (commit {outcome.commit[:12]}){note}")
+
+    def _failed(self, entry: Path, outcome: Outcome) -> None:
+        if outcome.kind not in RETRIED:
+            self._given_up = entry
+            return
+        wait = max(self.limits.first_wait * 2 ** min(self._failures, 16), outcome.wait)
+        self._not_before = time.monotonic() + min(wait, self.limits.longest_wait)
+        self._failures += 1
+
     def _ask(self, job: Job) -> Outcome:
         """Runs one try in a process of its own, at most `job.limits.deadline` seconds."""
         environment = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | os.environ
-        with self._changed:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        try:
             process = subprocess.Popen([sys.executable, "-m", "bitgen.upload"], text=True, start_new_session=True,
-                                       env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                       stderr=subprocess.PIPE)
+                                       env=environment, **pipes)
+        except OSError as error:  # no memory for another process, or no more of them
+            return Outcome("transient", f"no process to push with: {error}")
+        with self._changed:
             self._process = process
             if self._over:  # closed meanwhile
                 process.kill()

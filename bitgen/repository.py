@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token, set_client_factory
+from huggingface_hub import HfApi, get_session, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import hf_raise_for_status
-from huggingface_hub.utils._http import default_client_factory
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -68,13 +67,14 @@ class Failure:
 
 def client(limits: Limits) -> HfApi:
     """A client of the Hub (`HF_ENDPOINT`), with the user's token, whose requests end within the limits."""
-    def factory() -> Any:
-        made = default_client_factory()
-        made.timeout = (limits.connect, limits.read, limits.read, limits.connect)
-        made.event_hooks = {**made.event_hooks, "response": [_raise_what_passes]}
-        return made
+    usual, asks = type(get_session()), get_session().event_hooks["request"]
+    patience = {"connect": limits.connect, "read": limits.read, "write": limits.read, "pool": limits.connect}
 
-    set_client_factory(factory)
+    def bound(request: Any) -> None:  # a client's own `timeout` gives way to None where a method has that parameter
+        request.extensions["timeout"] = patience
+
+    hooks = {"request": [*asks, bound], "response": [_raise_what_passes]}
+    set_client_factory(lambda: usual(event_hooks=hooks, follow_redirects=True))
     return HfApi()
 
 

@@ -112,17 +112,21 @@ def _head(api: HfApi, job: Job) -> str:
     return api.repo_info(job.repo).sha
 
 
+def attempt(job: Job) -> Outcome:
+    """Does the job, or tells why not: whatever is wrong, training goes on."""
+    try:
+        return (check if job.folder is None else push)(client(job.limits), job)
+    except Exception as error:  # the client's errors have no common class
+        return Outcome(**asdict(explain(error)))
+
+
 def main() -> int:
     """Does the job of the standard input and tells its outcome; the exit status is 0 whatever that is."""
     job = json.load(sys.stdin)
     job = Job(**job | {"limits": Limits(**job["limits"]), "doomed": tuple(job["doomed"])})
     signal.alarm(int(job.limits.deadline) + 1)  # should the process that waits for this one be gone
     os.nice(10)
-    try:
-        outcome = (check if job.folder is None else push)(client(job.limits), job)
-    except Exception as error:  # whatever it is, training goes on; huggingface_hub's errors have no common class
-        outcome = Outcome(**asdict(explain(error)))
-    print(json.dumps(asdict(outcome)))
+    print(json.dumps(asdict(attempt(job))))
     return 0
 
 

@@ -65,7 +65,8 @@ def tiny_batch(images=6, captions=2, length=10, seed=0, full=False):
 def hub(tmp_path, monkeypatch):
     """A Hub for this test (see hub_server.py), used by clients in this process and in those that it starts."""
     from hub_server import HubServer
-    from huggingface_hub import close_session, constants
+    from huggingface_hub import close_session, constants, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
 
     with HubServer() as server:
         for name, value in server.env(tmp_path / "hub-home").items():
@@ -76,4 +77,4 @@ def hub(tmp_path, monkeypatch):
             monkeypatch.setattr(constants, name, value)
         close_session()
         yield server
-        close_session()
+        set_client_factory(default_client_factory)  # closes connections, forgets time limits

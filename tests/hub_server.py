@@ -291,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._disconnect(wait=kind == "silent")
         self.body = self._read(int(self.headers.get("Content-Length", 0)))
         if isinstance(kind, int):
-            answer = Answer({"error": f"fault {kind}"}, kind, self.fault.headers)
+            answer = Answer({"error": self.fault.message or f"fault {kind}"}, kind, self.fault.headers)
         elif kind == "quota" and act.__name__ != "batch":
             answer = Refusal(403, "Private repository storage limit reached").answer
         elif kind == "html":

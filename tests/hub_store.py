@@ -30,6 +30,7 @@ class Fault:
     times: float = math.inf
     headers: dict = field(default_factory=dict)
     path: str = ""
+    message: str = ""
     rate: int = 1000
     over: threading.Event = field(default_factory=threading.Event)
 

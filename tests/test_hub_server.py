@@ -30,8 +30,7 @@ def impatient(hub):
         return client
 
     set_client_factory(factory)
-    yield HfApi()
-    set_client_factory(_http.default_client_factory)
+    return HfApi()
 
 
 def add(path, data):
