@@ -31,8 +31,10 @@ ORDER = """
     processing negatives data prepare
     model
     objective checkpoint logs exits precision
+    signs checks health
+    accounting evaluate markdown facts record card
     repository upload outbox push
-    optimizer randomness accounting evaluate strict_json admission wire download hub
+    optimizer randomness strict_json admission wire download hub
     catalogue engine gallery query index
     batches validation journal snapshot trainer
     cli __main__

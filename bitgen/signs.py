@@ -1,0 +1,304 @@
+"""The good and bad signs of a run: one table of checks, each with what it measures and where it turns bad.
+
+A check measures one number on the recent rows of `metrics.jsonl` and holds it against two limits. The numbers are the
+training guide's where those hold at any scale; where they do not, the measure takes a quantity that does, and its
+docstring says what the guide said. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, NamedTuple
+
+Row = dict[str, float]
+Facts = dict[str, Any]
+
+RECENT = 10  # rows that a measure looks at, of a young run half of what there is
+LOSSES = ("itc", "itm", "text", "memory_kl", "total")
+SIZES = {64: (3e6, 5e6), 128: (5e6, 10e6), 256: (15e6, 25e6)}  # parameters outside the tower with GPT-2's vocabulary
+GPT2_VOCABULARY = 50257
+
+
+class Seen(NamedTuple):
+    """What a check found: `value` to show, `chance` beside it (if there is one), `score` to judge."""
+
+    value: float
+    score: float
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table. `rule`, `meaning` and `remedy` are sentences for whoever trains."""
+
+    name: str
+    measure: Callable[[list[Row], Facts], Seen | None]
+    """None where there is nothing to measure: not logged, or not part of this run."""
+    better: str
+    """`high` or `low`: which way the score is good."""
+    watch: float
+    """Limit on the score: beyond it WATCH."""
+    bad: float | None
+    """Beyond it BAD; None for what is never worse than WATCH."""
+    rule: str
+    meaning: str
+    """What a bad verdict usually means."""
+    remedy: str
+    step: int = 1
+    """Judged from here on; of a run of 2,000 steps or more, of a shorter one proportionally sooner."""
+    epoch: int = 0
+    """Judged after this many epochs, whatever `step` says."""
+
+    def judge(self, score: float) -> str:
+        """OK, WATCH or BAD."""
+        worse = (lambda limit: score < limit) if self.better == "high" else (lambda limit: score > limit)
+        if self.bad is not None and worse(self.bad):
+            return "BAD"
+        return "WATCH" if worse(self.watch) else "OK"
+
+
+# What is measured -------------------------------------------------------------------------------------------
+
+
+def recent(history: list[Row], *names: str) -> list[Row]:
+    """The last training rows that hold finite numbers under all `names`."""
+    rows = [row for row in history if all(math.isfinite(row.get(name, math.nan)) for name in names)]
+    return rows[-min(RECENT, math.ceil(len(rows) / 2)):] if rows else []
+
+
+def _mean(rows: list[Row], name: str) -> float:
+    return fmean(row[name] for row in rows)
+
+
+def parameters(history: list[Row], facts: Facts) -> Seen | None:
+    """Parameters outside the tower as they would be with GPT-2's vocabulary; score 0 inside the size's range.
+
+    The guide: 5-10 M, which holds for a width of 128 and 50,257 words. A smaller vocabulary is set right here.
+    """
+    width, vocab = (facts.get("config", {}).get("model", {}).get(key) for key in ("hidden_size", "vocab_size"))
+    if width not in SIZES or "parameters" not in facts:
+        return None
+    low, high = SIZES[width]
+    whole = facts["parameters"] + (GPT2_VOCABULARY - vocab) * width
+    return Seen(facts["parameters"], float(not low <= whole <= high))
+
+
+def numbers(history: list[Row], facts: Facts) -> Seen | None:
+    """How many of the last rows in a row hold a NaN or infinity in a loss, the gradient or the temperature."""
+    broken = 0
+    for row in reversed(history):
+        if "grad_norm" in row:
+            if all(math.isfinite(row.get(name, 0.0)) for name in (*LOSSES, "grad_norm", "logit_scale")):
+                break
+            broken += 1
+    return Seen(broken, broken)
+
+
+def temperature(history: list[Row], facts: Facts) -> Seen | None:
+    """The logit scale, 1 / temperature. At its ceiling of 100 small gradients and overconfident logits follow."""
+    rows = recent(history, "logit_scale")
+    return Seen(rows[-1]["logit_scale"], rows[-1]["logit_scale"]) if rows else None
+
+
+def gradient(history: list[Row], facts: Facts) -> Seen | None:
+    """The gradient norm now; judged by the part of the model whose own norm fell furthest from where it began.
+
+    The guide: 0.05-0.5 is healthy and below 0.01 vanishing. A norm scales with losses and width (a healthy `scenes` run
+    has 1 to 40), a fall to a hundredth does not; and the parts are looked at apart, since a dead tower hides behind a
+    decoder that learns.
+    """
+    rows = [row for row in history if any(name.startswith("grad_norm/") for name in row)]
+    if len(rows) < 2 or not (now := recent(history, "grad_norm")):
+        return None
+    parts = [name for name in rows[0] if name.startswith("grad_norm/") and 0 < rows[0][name] < math.inf]
+    first, last = rows[:3], recent(rows)
+    falls = [fmean(row.get(part, 0.0) for row in last) / fmean(row.get(part, 0.0) for row in first) for part in parts]
+    return Seen(_mean(now, "grad_norm"), min((x for x in falls if math.isfinite(x)), default=1.0))
+
+
+def tower(history: list[Row], facts: Facts) -> Seen | None:
+    """Share of the gradient that reaches the vision tower. A pretrained tower may be frozen on purpose.
+
+    The guide: "check DINOv2 is trainable (should see 'Trainable' in logs)".
+    """
+    vision = facts.get("config", {}).get("vision", {})
+    rows = [row for row in history if any(name.startswith("grad_norm/") for name in row)]
+    rows = recent(rows, "grad_norm")
+    if not rows or vision.get("pretrained") and vision.get("trainable") == "none":
+        return None
+    share = fmean(row.get("grad_norm/vision", 0.0) / max(row["grad_norm"], 1e-30) for row in rows)
+    return Seen(share, share) if math.isfinite(share) else None
+
+
+def explosion(history: list[Row], facts: Facts) -> Seen | None:
+    """The worst of the losses as a multiple of what guessing gives."""
+    found = [_mean(rows, loss) / chance for loss, chance, rows in _against_chance(history) if rows and chance]
+    return Seen(max(found), max(found), 1.0) if found else None
+
+
+def _against_chance(history: list[Row]):
+    """(loss, its value when guessing, recent rows) for every loss that has one."""
+    for loss, level in (("itc", "itc_chance"), ("itm", "itm_acc_chance"), ("text_nll", "text_chance")):
+        rows = recent(history, loss, level)
+        chance = _mean(rows, level) if rows else 0.0
+        yield loss, _entropy(chance) if loss == "itm" else chance, rows
+
+
+def _entropy(share: float) -> float:
+    """Of a coin that shows heads with this probability, in nats; 0.6365 for two thirds."""
+    return -sum(p * math.log(p) for p in (share, 1 - share) if p > 0)
+
+
+def contrast(history: list[Row], facts: Facts) -> Seen | None:
+    """The contrast as a share of its chance level.
+
+    The guide: falling from 4.85, stuck at 4.85. That is ln 128, chance in a batch of 128 without a queue; with a full
+    queue it is ln(128 + 4096) = 8.35. `itc_chance` is computed for the candidates really present.
+    """
+    rows = recent(history, "itc", "itc_chance")
+    if not rows:
+        return None
+    return Seen(_mean(rows, "itc"), fmean(r["itc"] / max(r["itc_chance"], 1e-9) for r in rows),
+                _mean(rows, "itc_chance"))
+
+
+def _found(rows: list[Row], prefix: str = "", suffix: str = "") -> float:
+    """The worse direction of retrieval."""
+    return min(_mean(rows, f"{prefix}{way}{suffix}") for way in ("t2i", "i2t"))
+
+
+def _over_chance(value: float, chance: float) -> float:
+    """1 at three times chance, or halfway from chance to 1 where three times is out of reach."""
+    return value / max(min(3 * chance, (1 + chance) / 2), 1e-9)
+
+
+def retrieval(history: list[Row], facts: Facts) -> Seen | None:
+    """Accuracy in the batch, the worse of t2i and i2t, in multiples of three times chance.
+
+    The guide: above 0.01 by step 1000. In a batch of 128 chance is 0.008 and in one of 64 it is 0.016.
+    """
+    rows = recent(history, "t2i", "i2t", "t2i_chance")
+    if not rows:
+        return None
+    value, chance = _found(rows), _mean(rows, "t2i_chance")
+    return Seen(value, _over_chance(value, chance), chance)
+
+
+def accuracy(history: list[Row], facts: Facts) -> Seen | None:
+    """The same accuracy as it is: the guide's 0.3-0.5 for batches of 128 after 5-10 epochs."""
+    seen = retrieval(history, facts)
+    return seen and seen._replace(score=seen.value)
+
+
+def held_out(history: list[Row], facts: Facts) -> Seen | None:
+    """Recall at 1 over the whole validation split, the worse direction, in multiples of three times chance."""
+    rows = [row for row in history if "val_t2i_r1" in row][-1:]
+    if not rows or not all(math.isfinite(x) for x in rows[0].values()):
+        return None
+    value, chance = _found(rows, "val_", "_r1"), _mean(rows, "val_chance_t2i_r1")
+    return Seen(value, _over_chance(value, chance), chance)
+
+
+def queue(history: list[Row], facts: Facts) -> Seen | None:
+    """How far the contrast stands over what its accuracy in the batch explains, in nats.
+
+    If queued negatives are like those of the batch, the odds of a wrong answer grow with their number: a batch told
+    apart with odds o of being wrong and r times as many candidates give about ln(1 + o) and ln(1 + r o). A queue that
+    holds the positive itself d times as a negative cannot fall under ln(1 + d), however good the accuracy. The first
+    BitGen's 4.85 had this cause too: ln(1 + 4096 / 32) with 32 pairs in 4096 slots.
+    """
+    rows = recent([row for row in history if row.get("queue_size", 0) > 0], "itc", "itc_chance", "t2i", "i2t")
+    if not rows:
+        return None
+    right = min(fmean((row["t2i"] + row["i2t"]) / 2 for row in rows), 0.999)
+    odds = (1 - right) / right if right else math.inf
+    value, chance = _mean(rows, "itc"), _mean(rows, "itc_chance")
+    more = math.exp(2 * (chance + math.log(_mean(rows, "t2i_chance"))))
+    expected = min((math.log1p(odds) + math.log1p(more * odds)) / 2, chance)
+    return Seen(value - expected, value - expected)
+
+
+def matching(history: list[Row], facts: Facts) -> Seen | None:
+    """ITM's accuracy beside always saying 'no'; judged by its loss as a share of that answer's.
+
+    The guide: stuck at 0.5. With one positive and two negatives the majority gives 0.667, and the loss sits at 0.6365.
+    Matching begins to learn when the contrast already does: it is judged at four times the step at which half of the
+    batch was found.
+    """
+    rows = recent(history, "itm", "itm_acc", "itm_acc_chance")
+    found = next((row["step"] for row in history if row.get("t2i", 0) + row.get("i2t", 0) >= 1), math.inf)
+    if not rows or history[-1]["step"] < 4 * found:
+        return None
+    chance = _mean(rows, "itm_acc_chance")
+    return Seen(_mean(rows, "itm_acc"), _mean(rows, "itm") / max(_entropy(chance), 1e-9), chance)
+
+
+def matching_accuracy(history: list[Row], facts: Facts) -> Seen | None:
+    """The same accuracy as it is: the guide's 0.8-0.9 after training."""
+    seen = matching(history, facts)
+    return seen and seen._replace(score=seen.value)
+
+
+def text(history: list[Row], facts: Facts) -> Seen | None:
+    """The smoothed text loss; judged by where it stands between its floor (0) and chance (1).
+
+    The guide: 1.0-3.0. Label smoothing of 0.1 alone puts a floor of 1.40 under it with 50,257 words, 0.95 with 512.
+    """
+    rows = recent(history, "text", "text_floor", "text_chance")
+    if not rows:
+        return None
+    value, floor, chance = (_mean(rows, name) for name in ("text", "text_floor", "text_chance"))
+    return Seen(value, (value - floor) / max(chance - floor, 1e-9), chance)
+
+
+def collapse(history: list[Row], facts: Facts) -> Seen | None:
+    """The same place between floor and chance, for a decoder that knows too much; `leak` is exact where it is logged.
+
+    The guide: collapse to 0, "should be prevented by label smoothing". Smoothing only puts the floor in; a decoder that
+    sees its targets goes down to it, while the next word of an honest caption is never certain.
+    """
+    return None if any("val_text_dealt" in row for row in history) else text(history, facts)
+
+
+def leak(history: list[Row], facts: Facts) -> Seen | None:
+    """Loss on captions whose words were dealt out anew, as a share of the entropy of the words' frequencies.
+
+    Without seeing them, nothing can predict words in random order better than by their frequencies.
+    """
+    rows = [row for row in history if "val_text_dealt" in row][-1:]
+    if not rows:
+        return None
+    value, chance = rows[0]["val_text_dealt"], rows[0]["val_text_dealt_chance"]
+    return Seen(value, value / max(chance, 1e-9), chance) if math.isfinite(value) else None
+
+
+def use(history: list[Row], facts: Facts) -> Seen | None:
+    """Share of memory slots in use."""
+    rows = recent(history, "memory_utilization")
+    return Seen(value := _mean(rows, "memory_utilization"), value) if rows else None
+
+
+def quality(history: list[Row], facts: Facts) -> Seen | None:
+    """Mean cosine of what was written and what is read back, each less its mean: 0 for a memory that tells nothing."""
+    rows = recent(history, "memory_quality")
+    return Seen(value := _mean(rows, "memory_quality"), value, 0.0) if rows else None
+
+
+def tracked(history: list[Row], facts: Facts) -> Seen | None:
+    """The last validation loss; judged by how far it stands over its best, as a share of it."""
+    losses = [row["val_total"] for row in history if "val_total" in row]
+    if not losses:
+        return Seen(math.nan, math.inf)
+    return Seen(losses[-1], losses[-1] / max(min(losses), 1e-9) - 1)
+
+
+def published(history: list[Row], facts: Facts) -> Seen | None:
+    """Step of the newest checkpoint on the Hub (`hub_step` in the log); judged by how many pushes it is late."""
+    hub = facts.get("config", {}).get("hub", {})
+    if not hub.get("repo"):
+        return None
+    there = max((row["hub_step"] for row in history if "hub_step" in row), default=0)
+    return Seen(there, (history[-1]["step"] - there) / hub["push_every"])
