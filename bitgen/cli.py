@@ -87,17 +87,72 @@ class Pull:
     """Run folder that receives it; by default `runs/NAME`."""
 
 
+@dataclass
+class Card:
+    """Write the model card of a run, `README.md` and `curves.png` in its folder, from its own files."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder."""
+
+
+@dataclass
+class Doctor:
+    """Say whether a run is learning: the training guide's good and bad signs, and what to do about the bad ones."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder."""
+    json: bool = False
+    """Print everything as JSON."""
+    strict: bool = False
+    """End with exit status 1 where a verdict is BAD."""
+
+
+@dataclass
+class Push:
+    """Push the newest checkpoint of a run to the Hub, with its weights at the root and its model card."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder."""
+    repo: str
+    """`ORG/NAME`; made where it is missing."""
+    private: bool = False
+    """Make the repository private where it is made."""
+
+
+@dataclass
+class Listed:
+    """What a repository holds, by checkpoint."""
+
+    repo: tyro.conf.Positional[str]
+    """`ORG/NAME`."""
+
+
+@dataclass
+class Squash:
+    """Make one commit of a repository's history, so that the Hub can free what only older commits hold."""
+
+    repo: tyro.conf.Positional[str]
+    """`ORG/NAME`."""
+    yes: bool = False
+    """Do not ask."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status. Bad input prints one line that says what would be right."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train, "evaluate": evaluate, "data": data, "pull": pull}
+    commands = {"train": train, "evaluate": evaluate, "data": data, "pull": pull, "card": card, "doctor": doctor,
+                "push": push, "hub": hub}
     if not argv or argv[0] not in commands:
         asked_for_help = bool(argv) and argv[0] in ("-h", "--help", "help")
         print(f"usage: bitgen {{{','.join(commands)}}} …\n\n"
               "  train      train a model: bitgen train --config scenes\n"
               "  evaluate   measure it: bitgen evaluate runs/scenes --data scenes --split test\n"
               "  data       look a data set over, or prepare it: bitgen data check FOLDER\n"
-              "  pull       fetch a checkpoint from the Hub: bitgen pull ORG/NAME --output-dir runs/NAME\n\n"
+              "  pull       fetch a checkpoint from the Hub: bitgen pull ORG/NAME --output-dir runs/NAME\n"
+              "  card       write the model card of a run: bitgen card runs/scenes\n"
+              "  doctor     is it learning? bitgen doctor runs/scenes\n"
+              "  push       send a run to the Hub: bitgen push runs/scenes --repo ORG/NAME\n"
+              "  hub        look over or tidy up what is there: bitgen hub list ORG/NAME\n\n"
               "`bitgen COMMAND --help` tells more.", file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
     try:
@@ -145,6 +200,7 @@ def evaluate(argv: list[str]) -> int:
     options = tyro.cli(Evaluate, prog="bitgen evaluate", args=argv)
     from bitgen import evaluate as module
     from bitgen.data import open_data
+    from bitgen.facts import evaluated
     from bitgen.hub import load
 
     model, processor = load(options.run, checkpoint=options.checkpoint, device=options.device)
@@ -153,7 +209,8 @@ def evaluate(argv: list[str]) -> int:
     report = module.evaluate(model, processor, dataset, rerank=options.rerank, gallery=gallery)
     print(module.summary(report))
     if options.json:
-        _write(options.json, json.dumps(report, indent=2))
+        of = evaluated(options.run, options.checkpoint, options.data, options.split)
+        _write(options.json, json.dumps(report | {"of": of}, indent=2))
     picture = Path(options.picture or (Path(options.run) if Path(options.run).is_dir() else Path()) / "retrievals.png")
     module.picture(gallery, dataset, processor.vision.image_size).savefig(picture)
     print(f"best, typical and worst retrievals: {picture}")
@@ -192,6 +249,52 @@ def pull(argv: list[str]) -> int:
     checkpoint = options.checkpoint
     path = hub.pull(repo, folder, revision, f"checkpoint-{checkpoint}" if (checkpoint or "").isdigit() else checkpoint)
     print(f"pulled: {path}\ngo on from it: bitgen train … --output-dir {folder} --resume {path}")
+    return 0
+
+
+def card(argv: list[str]) -> int:
+    """`bitgen card`."""
+    options = tyro.cli(Card, prog="bitgen card", args=argv)
+    from bitgen.card import write
+
+    print(f"model card: {write(options.run)}")
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """`bitgen doctor`."""
+    options = tyro.cli(Doctor, prog="bitgen doctor", args=argv)
+    from bitgen import health
+
+    history, facts = health.read_history(options.run), health.read_facts(options.run)
+    verdicts = health.diagnose(history, facts)
+    print(health.report(history[-1]["step"], verdicts, facts) if options.json else health.summary(verdicts))
+    return int(options.strict and health.worst(verdicts) == "BAD")
+
+
+def push(argv: list[str]) -> int:
+    """`bitgen push`."""
+    options = tyro.cli(Push, prog="bitgen push", args=argv)
+    from bitgen import exits
+    from bitgen.push import push_run
+
+    status = push_run(options.run, options.repo, options.private)
+    print(status, file=sys.stdout if status.complete else sys.stderr)
+    return 0 if status.complete else exits.PUSH
+
+
+def hub(argv: list[str]) -> int:
+    """`bitgen hub list` and `bitgen hub gc`."""
+    options = tyro.extras.subcommand_cli_from_dict({"list": Listed, "gc": Squash}, prog="bitgen hub", args=argv)
+    from bitgen import repository
+
+    print(repository.listing(options.repo))
+    if isinstance(options, Squash):
+        print("Older commits, and whoever refers to them by their sha, lose their files for good.")
+        if not options.yes and input("Make one commit of it all? [y/N] ").strip().lower() != "y":
+            print("nothing was changed")
+            return 0
+        print(repository.squash(options.repo))
     return 0
 
 
