@@ -1,7 +1,8 @@
 """The command line: `bitgen train`, `bitgen evaluate`, `bitgen data`.
 
 Help texts are the configuration's docstrings (through tyro). Exit status 0 means that what was asked for was done;
-2 is a bad command line, 65 bad input, 74 a disk that cannot be written, 76 numbers that are not finite.
+2 is a bad command line, 65 bad input, 74 a disk that cannot be written, 75 a last checkpoint that is not on the Hub,
+76 numbers that are not finite.
 """
 
 from __future__ import annotations
@@ -266,9 +267,9 @@ def doctor(argv: list[str]) -> int:
     options = tyro.cli(Doctor, prog="bitgen doctor", args=argv)
     from bitgen import health
 
-    history, facts = health.read_history(options.run), health.read_facts(options.run)
-    verdicts = health.diagnose(history, facts)
-    print(health.report(history[-1]["step"], verdicts, facts) if options.json else health.summary(verdicts))
+    history = health.read_history(options.run)
+    verdicts = health.diagnose(history, health.read_facts(options.run))
+    print(health.report(history[-1]["step"], verdicts) if options.json else health.summary(verdicts))
     return int(options.strict and health.worst(verdicts) == "BAD")
 
 
@@ -291,7 +292,8 @@ def hub(argv: list[str]) -> int:
     print(repository.listing(options.repo))
     if isinstance(options, Squash):
         print("Older commits, and whoever refers to them by their sha, lose their files for good.")
-        if not options.yes and input("Make one commit of it all? [y/N] ").strip().lower() != "y":
+        print("Make one commit of it all? [y/N]", "y" if options.yes else "", flush=True)
+        if not options.yes and sys.stdin.readline().strip().lower() != "y":
             print("nothing was changed")
             return 0
         print(repository.squash(options.repo))

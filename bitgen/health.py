@@ -1,13 +1,7 @@
 """Is the run learning? Verdicts on a run's metric history, while it trains (`Doctor`) and after (`bitgen doctor RUN`).
 
-`diagnose` is a pure function of the history and of a few facts about the run:
-
-    config        the run's configuration as a nested dict (run.json)
-    steps         optimizer steps that it is to take
-    epoch_steps   optimizer steps of an epoch
-    parameters    number of parameters outside the vision tower
-
-A fact that is not known is read off the history or left out.
+`diagnose` is a pure function of the history and of the run's facts: `run_facts.json` (`steps`, `parameters`, `data`,
+`machine`) with `config`, the nested dict of `run.json`. What is not known is read off the history or left out.
 """
 
 from __future__ import annotations
@@ -88,11 +82,15 @@ def due(check: Check, facts: Facts) -> float:
 
 
 def _completed(facts: Facts, history: list[Row]) -> Facts:
-    """Facts with `config`, `steps`, `epoch_steps` and `warmup` filled in as far as the history tells them."""
+    """Facts with `config`, `steps`, `epoch_steps` and `warmup`, as far as facts and history tell them."""
     config = facts.get("config", {})
-    optim = config.get("optim", {})
-    validated = next((row["step"] for row in history if "val_total" in row), math.inf)
-    epoch = facts.get("epoch_steps") or (math.inf if config.get("validate_every") else validated)
+    optim, known = config.get("optim", {}), {"config", "data", "machine"} <= facts.keys()
+    if known:
+        batch = optim["batch_size"] * facts["machine"]["processes"] * optim["accumulation"]
+        epoch = max(facts["data"]["train"]["images"] // batch, 1)
+    else:  # a validation once an epoch, unless it was told otherwise
+        validated = next((row["step"] for row in history if "val_total" in row), math.inf)
+        epoch = math.inf if config.get("validate_every") else validated
     planned = min(optim.get("max_steps") or math.inf, optim.get("epochs", math.inf) * epoch)
     steps = facts.get("steps") or (planned if math.isfinite(planned) else GUIDE_STEPS)
     warmup = min(optim.get("warmup_steps", 0), max(steps // 10, 1))
@@ -124,28 +122,31 @@ def read_history(run_folder: str | Path) -> list[Row]:
 
 
 def read_facts(run_folder: str | Path) -> Facts:
-    """What a run's `health.json` and `run.json` say about it, as far as they are there."""
+    """What a run's `run.json` and `run_facts.json` say about it, as far as they are there."""
     facts: Facts = {}
-    for name, read in ((HEALTH, lambda found: found["facts"]), ("run.json", lambda found: {"config": found})):
+    for name in ("run.json", "run_facts.json"):
         path = Path(run_folder) / name
         if path.is_file():
             try:
-                facts |= read(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}: not what a run writes; move it away to go on without it") from None
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path}: no JSON ({error}); move it away to go on without it") from None
+            facts |= {"config": found} if name == "run.json" else found
     return facts
 
 
 class Doctor:
     """Follows a run: verdicts after every logged row, `health.json` in its folder.
 
-    `facts`: see the module. What `metrics.jsonl` holds already (of a resumed run) counts, silently.
+    `facts`: see the module; by default what `read_facts` finds in the folder. What `metrics.jsonl` holds already (of a
+    resumed run) counts, silently.
     """
 
-    def __init__(self, run_folder: str | Path, facts: Facts):
-        self.folder, self.facts = Path(run_folder), facts
+    def __init__(self, run_folder: str | Path, facts: Facts | None = None):
+        self.folder = Path(run_folder)
+        self.facts = read_facts(run_folder) if facts is None else facts
         self.history = read_metrics(self.folder)
-        self.verdicts = diagnose(self.history, facts) if self.history else []
+        self.verdicts = diagnose(self.history, self.facts) if self.history else []
         self.ticked = self._passed()
         self.news: list[str] = []
         """Items of the checklist that the last update passed."""
@@ -180,7 +181,7 @@ class Doctor:
     def _write(self, step: int) -> None:
         partial = self.folder / f".{HEALTH}.tmp"
         try:
-            partial.write_text(report(step, self.verdicts, self.facts), encoding="utf-8")
+            partial.write_text(report(step, self.verdicts), encoding="utf-8")
             os.replace(partial, self.folder / HEALTH)
             self._writes = True
         except OSError as error:
@@ -192,10 +193,10 @@ class Doctor:
 # What is shown ----------------------------------------------------------------------------------------------
 
 
-def report(step: int, verdicts: list[Verdict], facts: Facts) -> str:
-    """`health.json`: step, worst verdict, all verdicts, checklist and the facts that they rest on."""
+def report(step: int, verdicts: list[Verdict]) -> str:
+    """`health.json`: step, worst verdict, all verdicts, checklist."""
     content: dict[str, Any] = {"step": step, "worst": worst(verdicts), "verdicts": [asdict(v) for v in verdicts],
-                               "checklist": checklist(verdicts), "facts": facts}
+                               "checklist": checklist(verdicts)}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 

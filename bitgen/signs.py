@@ -82,8 +82,9 @@ def parameters(history: list[Row], facts: Facts) -> Seen | None:
     if width not in SIZES or "parameters" not in facts:
         return None
     low, high = SIZES[width]
-    whole = facts["parameters"] + (GPT2_VOCABULARY - vocab) * width
-    return Seen(facts["parameters"], float(not low <= whole <= high))
+    count = facts["parameters"]["outside_tower"]
+    whole = count + (GPT2_VOCABULARY - vocab) * width
+    return Seen(count, float(not low <= whole <= high))
 
 
 def numbers(history: list[Row], facts: Facts) -> Seen | None:
