@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,12 @@ def parse(data: bytes, depth: int = DEPTH) -> Any:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_number, parse_float=_number)
     except RecursionError:
         raise ValueError(f"nested more than {depth} deep") from None
-    level: Iterable = [value]
+    level = [value]
     for _ in range(depth + 1):
-        level = [inner for outer in level if isinstance(outer, (dict, list))
-                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [inner for inner in level if isinstance(inner, (dict, list))]
         if not level:
             return value
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
     raise ValueError(f"nested more than {depth} deep")
 
 
