@@ -2,7 +2,8 @@
 
 N images, M captions (any number an image), L caption tokens, P patches, D width, T pairs, K candidates of a query.
 Everything is encoded once; scores of images x captions are only ever held a chunk at a time, so that COCO's
-5,000 x 25,000 fits in a few GB.
+5,000 x 25,000 fits in a few GB. Models compute in bf16 where the processor does so natively, as in training; features
+and scores are float32.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from bitgen import figures, retrieval
 from bitgen.images import BadImage, normalise
+from bitgen.precision import fast
 from bitgen.scenes import attributes_right
 
 FOLD, FOLDED = 1000, 5000  # COCO's 5 x 1k protocol: images a fold, and the gallery size from which it is reported
@@ -73,20 +75,25 @@ def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, 
     training, device = model.training, torch.device(device or next(model.parameters()).device)
     model.eval().to(device)
     try:
-        gallery = gallery or encode(model, processor, dataset, batch_size, device)
-        images = len(gallery.indices)
-        report = {"images": images, "captions": len(gallery.owner), "unreadable": len(dataset) - images}
-        report |= _retrieval(model, gallery, rerank, weight, batch_size * 4, device)
-        if images >= FOLDED:
-            folds = [gallery.fold(*part) for part in retrieval.split(gallery.owner, images, FOLD)]
-            each = [_retrieval(model, fold, rerank, weight, batch_size * 4, device) for fold in folds]
-            means = retrieval.mean_report(each)
-            report |= {f"fold1k_{key}": means[key] for key in means if not key.endswith(("_low", "_high"))}
-        report |= perplexities(model, processor, dataset, device)
-        if getattr(dataset, "truth", None) is not None:
-            report |= attributes(model, processor, dataset, batch_size, device)
+        with fast(device):
+            return _evaluate(model, processor, dataset, rerank, batch_size, device, weight,
+                             gallery or encode(model, processor, dataset, batch_size, device))
     finally:
         model.train(training)
+
+
+def _evaluate(model, processor, dataset, rerank, batch_size, device, weight, gallery) -> dict[str, float]:
+    images = len(gallery.indices)
+    report = {"images": images, "captions": len(gallery.owner), "unreadable": len(dataset) - images}
+    report |= _retrieval(model, gallery, rerank, weight, batch_size * 4, device)
+    if images >= FOLDED:
+        folds = [gallery.fold(*part) for part in retrieval.split(gallery.owner, images, FOLD)]
+        means = retrieval.mean_report([_retrieval(model, fold, rerank, weight, batch_size * 4, device)
+                                       for fold in folds])
+        report |= {f"fold1k_{key}": means[key] for key in means if not key.endswith(("_low", "_high"))}
+    report |= perplexities(model, processor, dataset, device)
+    if getattr(dataset, "truth", None) is not None:
+        report |= attributes(model, processor, dataset, batch_size * 4, device)
     return report
 
 
@@ -116,7 +123,8 @@ def encode(model, processor, dataset, batch_size: int = 64, device: str | torch.
     """The `Gallery` of a data set's readable images and all their captions. Unreadable ones are named in the log."""
     images, indices = [], []
     for rows, pixel_values in _batches(processor, dataset, batch_size, device, warn=True):
-        encoded = model.image_tokens(pixel_values)
+        with fast(device):
+            encoded = model.image_tokens(pixel_values)
         images.append((encoded.feature.cpu(), encoded.tokens.cpu()))
         indices += rows
     if not indices:
@@ -126,7 +134,8 @@ def encode(model, processor, dataset, batch_size: int = 64, device: str | torch.
     ids, mask = _words(processor, captions, "cpu")
     texts = []
     for rows in torch.arange(len(captions)).split(batch_size * 4):
-        encoded = model.text_tokens(ids[rows].to(device), mask[rows].to(device))
+        with fast(device):
+            encoded = model.text_tokens(ids[rows].to(device), mask[rows].to(device))
         texts.append((encoded.feature.cpu(), encoded.tokens.cpu()))
     (image_features, image_tokens), (text_features, text_tokens) = (map(torch.cat, zip(*x)) for x in (images, texts))
     return Gallery(image_features, text_features, owner, indices, image_tokens, text_tokens, mask)
@@ -175,18 +184,20 @@ def reranked(model, gallery: Gallery, i2t: retrieval.Ranking, t2i: retrieval.Ran
 def log_odds(model, gallery: Gallery, images: Tensor, captions: Tensor, batch_size: int = 256, device="cpu") -> Tensor:
     """ITM log-odds (T,) float32 that `images (T,)` and `captions (T,)` of the gallery match; from encoded tokens.
 
-    Captions of like length go together, so that no padding is fused. Raises `ValueError` for non-finite logits.
+    Captions of equal length go together, so that no padding is fused, and among them the pairs of an image, so that
+    what the first layer does with the image alone is done few times. Raises `ValueError` for non-finite logits.
     """
     lengths = gallery.attention_mask.sum(1)
-    order = (lengths[captions] * len(lengths) + captions).argsort()
+    order = (lengths[captions] * len(gallery.indices) + images).argsort()
     odds = torch.empty(len(order))
     for rows in order.split(batch_size):
         length = int(lengths[captions[rows]].max())
         (used, image), (said, caption) = (x[rows].unique(return_inverse=True) for x in (images, captions))
-        logits = model.match_tokens(gallery.image_tokens[used].to(device),
-                                    gallery.text_tokens[said, :length].to(device),
-                                    gallery.attention_mask[said, :length].to(device),
-                                    (image.to(device), caption.to(device))).float()
+        with fast(device):
+            logits = model.match_tokens(gallery.image_tokens[used].to(device),
+                                        gallery.text_tokens[said, :length].to(device),
+                                        gallery.attention_mask[said, :length].to(device),
+                                        (image.to(device), caption.to(device)))
         odds[rows] = (logits[:, 1] - logits[:, 0]).cpu()
     if not torch.isfinite(odds).all():
         raise ValueError(f"matching: {int((~torch.isfinite(odds)).sum())} of {len(odds)} logits are NaN or infinite")
@@ -244,13 +255,15 @@ def perplexities(model, processor, dataset, device="cpu") -> dict[str, float]:
     for rows, pixel_values in _batches(processor, dataset, EPISODE, device):
         ids, mask = _words(processor, [dataset.captions[i][-1] for i in rows], device)
         image, real = model.image_tokens(pixel_values), mask[:, 1:]
-        contexts = {"": (model.context(image), real),
-                    "_blank": (model.context(model.image_tokens(torch.zeros_like(pixel_values))), real)}
+        blank = model.context(model.image_tokens(torch.zeros_like(pixel_values[:1])))
+        contexts = {"": (model.context(image), real), "_blank": (blank.expand(len(rows), -1, -1), real)}
         if len(rows) > 1:
             contexts["_shuffled"] = model.context(type(image)(*(x.roll(1, 0) for x in image))), real
         several = torch.tensor([len(dataset.captions[i]) > 1 for i in rows], device=device)
         if model.memory is not None and several.any():
-            belief = model.remember(pixel_values, *_words(processor, [dataset.captions[i][0] for i in rows], device))
+            first, shown = _words(processor, [dataset.captions[i][0] for i in rows], device)
+            facts = model.fact(image, model.text_tokens(first, shown), shown)
+            belief = model.memory.write(model.memory.prior(), *facts)
             reading = model.memory.read(belief, image.feature)
             contexts["_memory"] = model.context(image, reading), real & several[:, None]
         for name, (context, counted) in contexts.items():

@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 
 
+def fast(device: torch.device | str) -> torch.autocast:
+    """Autocast to bf16 for inference, where the processor of `device` multiplies it natively; else nothing."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind in ("cpu", "cuda") and _native(kind))
+
+
 def precision(wanted: str) -> str:
     """accelerate's name (`no`, `bf16`, `fp16`) for the precision `wanted` in the configuration.
 
@@ -12,6 +18,10 @@ def precision(wanted: str) -> str:
     """
     if wanted != "auto":
         return {"float32": "no"}.get(wanted, wanted)
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+    return "bf16" if _native("cuda" if torch.cuda.is_available() else "cpu") else "no"
+
+
+def _native(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

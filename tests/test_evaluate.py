@@ -129,7 +129,8 @@ def test_reranking_is_the_matching_head_at_work(tokenizer):
     assert not any("rerank" in key for key in evaluate(*build(Oracle, tokenizer), Numbers(), rerank=0))
 
 
-def test_log_odds_agree_with_match(tokenizer):
+def test_log_odds_agree_with_match(tokenizer, monkeypatch):
+    monkeypatch.setattr(import_module("bitgen.evaluate"), "fast", lambda device: torch.autocast("cpu", enabled=False))
     model, processor = build(BitGen, tokenizer)
     model.eval()
     data = Numbers(6)
@@ -265,3 +266,17 @@ def test_an_untrained_model_on_scenes_looks_untrained(tokenizer):
     report = evaluate(*build(BitGen, tokenizer), Drawn(), rerank=8)
     assert report["caption_attributes"] < 0.3 and report["t2i_r1"] < 0.3 and report["rerank_t2i_r1"] < 0.3
     assert report["perplexity"] > 0.8 * tokenizer.vocab_size
+
+
+def test_bf16_moves_scores_by_no_more_than_its_rounding(tokenizer, monkeypatch):
+    module, (model, processor) = import_module("bitgen.evaluate"), build(BitGen, tokenizer)
+    exact, rounded = (evaluated(module, monkeypatch, enabled, model, processor) for enabled in (False, True))
+    for key in ("perplexity", "perplexity_memory", "perplexity_blank"):
+        assert rounded[key] == pytest.approx(exact[key], rel=0.01) and rounded[key] != exact[key]
+    for key in ("t2i_r10", "i2t_r10", "rerank_t2i_r10"):
+        assert rounded[key] == pytest.approx(exact[key], abs=0.1)
+
+
+def evaluated(module, monkeypatch, enabled, model, processor):
+    monkeypatch.setattr(module, "fast", lambda device: torch.autocast("cpu", torch.bfloat16, enabled=enabled))
+    return evaluate(model, processor, Numbers(30), rerank=4)
