@@ -8,6 +8,8 @@ INPUT = 65
 """Bad input."""
 DISK = 74
 """Checkpoints cannot be written."""
+PUSH = 75
+"""The last checkpoint is not on the Hub; it waits in the run folder."""
 NUMBERS = 76
 """Losses or gradients are not finite."""
 SIGNAL = 128

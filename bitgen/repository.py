@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from huggingface_hub.utils import hf_raise_for_status
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+BESIDE = "beside them"
 FULL = re.compile(r"(?i)storage|quota|exceeded|payment")
 LATER = {408, 429, 500, 502, 503, 504}
 """Statuses that may be gone the next time."""
@@ -132,23 +135,41 @@ def same(path: Path, remote: RepoFile | None) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == remote.blob_id
 
 
-def listing(api: HfApi, repo: str) -> str:
-    """What a repository holds, as `bitgen hub list` prints it: a line a checkpoint, the newest first."""
-    head = api.repo_info(repo).sha
-    sizes: dict[str, list[int]] = {}
-    for path, file in files(api, repo, head).items():
-        folder, below, _ = path.partition("/")
-        sizes.setdefault(folder if below and CHECKPOINT.fullmatch(folder) else "", []).append(file.size)
-    held = sorted((name for name in sizes if name), key=lambda name: -int(CHECKPOINT.fullmatch(name)[1]))
-    lines = [f"{name:20} {sum(sizes[name]) / 1e6:9.1f} MB  {len(sizes[name])} files" for name in held]
-    lines += [f"{'beside them':20} {sum(sizes[''])  / 1e6:9.1f} MB  {len(sizes[''])} files"] if "" in sizes else []
-    commits = len(api.list_repo_commits(repo))
+@contextmanager
+def told(repo: str) -> Iterator[None]:
+    """Whatever the client raises inside becomes a `ValueError` of one line."""
+    try:
+        yield
+    except Exception as error:  # the client's errors have no common class
+        raise ValueError(f"{repo}: {explain(error).reason}") from error
+
+
+def listing(repo: str, limits: Limits | None = None) -> str:
+    """What a repository holds, as `bitgen hub list` prints it: a line a checkpoint, the newest first.
+
+    Raises `ValueError` where the Hub does not tell.
+    """
+    with told(repo):
+        api = client(limits or Limits())
+        head, commits = api.repo_info(repo).sha, len(api.list_repo_commits(repo))
+        sizes: dict[str, list[int]] = {}
+        for path, file in files(api, repo, head).items():
+            folder = path.partition("/")[0]
+            sizes.setdefault(folder if CHECKPOINT.fullmatch(folder) else BESIDE, []).append(file.size)
+    order = sorted(sizes, key=lambda name: -int(CHECKPOINT.fullmatch(name)[1]) if name != BESIDE else 0)
+    lines = [f"{name:20} {sum(sizes[name]) / 1e6:10.1f} MB {len(sizes[name]):4} files" for name in order]
     return "\n".join([f"{repo} at {head[:12]}, {commits} commits", *lines])
 
 
-def squash(api: HfApi, repo: str) -> tuple[int, int]:
-    """Makes one commit of the whole history, for good. Returns bytes of large files stored and those in use."""
-    stored = sum(file.size for file in api.list_lfs_files(repo))
-    used = {file.lfs.sha256: file.size for file in files(api, repo, "main").values() if file.lfs}
-    api.super_squash_history(repo, commit_message="One commit of the history so far")
-    return stored, sum(used.values())
+def squash(repo: str, limits: Limits | None = None) -> str:
+    """Makes one commit of the whole history, for good, and tells how much the Hub can free by that.
+
+    Raises `ValueError` where the Hub does not do it.
+    """
+    with told(repo):
+        api = client(limits or Limits())
+        stored = sum(file.size for file in api.list_lfs_files(repo))
+        used = sum({file.lfs.sha256: file.size for file in files(api, repo, "main").values() if file.lfs}.values())
+        api.super_squash_history(repo, commit_message="One commit of the history so far")
+    return (f"{repo}: one commit; of {stored / 1e6:.1f} MB of large files {used / 1e6:.1f} MB are in use, and the Hub "
+            "will free the rest")

@@ -289,7 +289,9 @@ class _Handler(BaseHTTPRequestHandler):
         kind = self.fault.kind if self.fault else None
         if kind in BEFORE:
             return self._disconnect(wait=kind == "silent")
-        self.body = self._read(int(self.headers.get("Content-Length", 0)))
+        self.body = self._read(size := int(self.headers.get("Content-Length", 0)))
+        if len(self.body) < size:  # the client gave up
+            return self._disconnect(wait=False)
         if isinstance(kind, int):
             answer = Answer({"error": self.fault.message or f"fault {kind}"}, kind, self.fault.headers)
         elif kind == "quota" and act.__name__ != "batch":

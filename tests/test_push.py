@@ -1,5 +1,6 @@
 """Pushing to the Hub: whole or not at all, once, in the end, and never at training's expense."""
 
+import io
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from bitgen import checkpoint
+from bitgen.cli import main
 from bitgen.config import HubConfig
 from bitgen.outbox import CARD, ROOT, STATE, Outbox
 from bitgen.push import Publisher, push_run
@@ -354,6 +356,28 @@ def test_a_finished_run_is_pushed_by_hand_and_again_without_a_commit(hub, tmp_pa
     assert hub.repos[REPO].private and hub.commits(REPO) == ["checkpoint-10", "initial commit"]
     with pytest.raises(ValueError, match="no checkpoint to push"):
         push_run(tmp_path / "checkpoint-10", REPO)
+
+
+def test_the_command_line_pushes_lists_and_squashes(hub, tmp_path, capsys, monkeypatch):
+    for step in (10, 20):
+        save(tmp_path, step)
+        assert main(["push", str(tmp_path), "--repo", REPO]) == 0
+        assert f"{REPO} on the Hub holds checkpoint-{step}" in capsys.readouterr().out
+    before = hub.files(REPO)
+    assert main(["hub", "list", REPO]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "3 commits" in told[0]
+    assert [line.split()[0] for line in told[1:]] == ["checkpoint-20", "checkpoint-10", "beside"]
+    for answer, commits in (("", 3), ("no\n", 3), ("y\n", 1)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        assert main(["hub", "gc", REPO]) == 0 and len(hub.commits(REPO)) == commits
+    assert "in use" in capsys.readouterr().out and hub.files(REPO) == before
+    hub.fault("commit", 403)
+    save(tmp_path, 30)
+    assert main(["push", str(tmp_path), "--repo", REPO]) == 75
+    assert "not checkpoint-30: the token has no right to write there" in capsys.readouterr().err
+    assert main(["hub", "gc", "org/no-such", "--yes"]) == 65
+    assert "no such repository" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("repo", ["name", "a/b/c", "org/na me", "", None])
