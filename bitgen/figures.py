@@ -9,27 +9,16 @@ matplotlib is imported when a figure is drawn, and never `pyplot`: no window, no
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from bitgen.drawing import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, PALE, RED, fitted, picture, sheet, styled
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, RED, SKY, PINK = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"
-COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
-GREY, PALE, INK = "#8a8a8a", "#e4e4e4", "#222222"
-STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 10,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.edgecolor": GREY, "axes.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": PALE,
-    "grid.linewidth": 0.6, "axes.axisbelow": True, "xtick.color": GREY, "ytick.color": GREY,
-    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "legend.frameon": False, "legend.fontsize": 8,
-    "lines.linewidth": 1.5, "text.parse_math": False, "savefig.dpi": 110,
-}
 LEFT = 2.7  # inches of the text column of a retrieval picture
 TILE = 1.15  # inches of an image in a grid, with its margin
 
@@ -49,21 +38,6 @@ class Query(NamedTuple):
     """Heading that rows share: `best`, `typical`, `worst`."""
 
 
-@contextmanager
-def _style():
-    """matplotlib with this module's style; the caller's settings are untouched."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-def _figure(width: float, height: float, **layout) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), facecolor="white", **layout)
-
-
 # Retrieval ------------------------------------------------------------------------------------------------
 
 
@@ -76,11 +50,11 @@ def retrievals(rows: Sequence[Query], gallery: tuple[int, int] | None = None) ->
     """
     if not rows:
         raise ValueError("retrievals: no rows to draw")
-    with _style():
+    with styled():
         first = [bool(row.group) and (i == 0 or rows[i - 1].group != row.group) for i, row in enumerate(rows)]
         width = LEFT + TILE * max([5, *(len(row.answers) for row in rows if isinstance(row.query, str))])
         height = 0.45 + TILE * len(rows) + 0.3 * sum(first)
-        figure = _figure(width, height)
+        figure = sheet(width, height)
         among = " among {:,} images and {:,} captions".format(*gallery) if gallery else ""
         figure.text(0.1 / width, 1 - 0.2 / height, f"First answers{among}; green is right", weight="bold", va="center")
         top = height - 0.45
@@ -95,7 +69,7 @@ def retrievals(rows: Sequence[Query], gallery: tuple[int, int] | None = None) ->
 
 def _caption_row(figure: Figure, row: Query, top: float, width: float, height: float) -> None:
     """The caption on the left, its first images beside it."""
-    lines = _wrap(row.query, LEFT - 0.3, 9, lines=4)
+    lines = fitted(row.query, LEFT - 0.3, 9, lines=4)
     figure.text(0.1 / width, (top - 0.05) / height, lines, va="top", linespacing=1.25)
     figure.text(0.1 / width, (top - TILE + 0.12) / height, _place(row.rank), size=8,
                 color=GREEN if row.rank < 1.5 else RED)
@@ -112,7 +86,7 @@ def _image_row(figure: Figure, row: Query, top: float, width: float, height: flo
     left = LEFT - 0.6
     for line, (text, right) in enumerate(zip(row.answers, row.right)):
         weight = "bold" if right else "normal"
-        words = f"{line + 1}  {_wrap(text, width - left - 0.35, 8.5, weight=weight)}"
+        words = f"{line + 1}  {fitted(text, width - left - 0.35, 8.5, weight=weight)}"
         figure.text(left / width, (top - 0.05 - step * line) / height, words, va="top", size=8.5, weight=weight,
                     color=GREEN if right else INK)
 
@@ -126,35 +100,7 @@ def _tile(figure: Figure, image: np.ndarray, left: float, top: float, width: flo
     """An image (3, S, S) at a place in inches; framed green where right, thin grey where wrong."""
     side = TILE - 0.12
     axes = figure.add_axes((left / width, (top - side) / height, side / width, side / height))
-    axes.imshow(_pixels(image), interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=GREEN if right else PALE, linewidth=3.5 if right else 0.8)
-
-
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """(3, S, S) or (S, S, 3) uint8, array or tensor -> (S, S, 3)."""
-    image = np.asarray(image)
-    if image.ndim != 3 or image.dtype != np.uint8 or 3 not in (image.shape[0], image.shape[2]):
-        raise ValueError(f"image: expected uint8 of shape (3, S, S), got {image.dtype} {image.shape}")
-    return image.transpose(1, 2, 0) if image.shape[0] == 3 else image
-
-
-def _wrap(text: str, inches: float, size: float, lines: int = 1, weight: str = "normal") -> str:
-    """`text` in at most `lines` lines that are no wider than `inches` at a font `size`, cut with an ellipsis."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    font = FontProperties(size=size, weight=weight)
-    text, letters = " ".join(text.split())[:2000], int(inches * 72 / (0.4 * size))
-    while True:  # letters differ in width threefold: measure, and take fewer until it fits
-        wrapped = textwrap.wrap(text, letters) or [""]
-        if len(wrapped) > lines:
-            wrapped[lines - 1:] = [wrapped[lines - 1][: letters - 2].rstrip() + " …"]
-        widest = max(TextPath((0, 0), line, prop=font).get_extents().width / 72 if line else 0 for line in wrapped)
-        if widest <= inches or letters <= 6:
-            return "\n".join(wrapped)
-        letters = max(6, min(letters - 1, int(letters * inches / widest) + 2))
+    picture(axes, image, GREEN if right else PALE, 3.5 if right else 0.8)
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]], columns: int = 6) -> Figure:
@@ -165,19 +111,17 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]
     if not len(images) or len(images) != len(captions):
         raise ValueError(f"contact_sheet: expected a list of captions for each image, got {len(images)} images "
                          f"and {len(captions)}")
-    with _style():
+    with styled():
         columns = min(columns, len(images))
         rows, side, text = math.ceil(len(images) / columns), 1.7, 0.75
         width, height = columns * side + 0.1, rows * (side + text)
-        figure = _figure(width, height)
+        figure = sheet(width, height)
         for i, (image, texts) in enumerate(zip(images, captions)):
             left, top = 0.1 + i % columns * side, height - 0.1 - i // columns * (side + text)
             box = (left / width, (top - side + 0.1) / height, (side - 0.1) / width, (side - 0.1) / height)
             axes = figure.add_axes(box)
-            axes.imshow(_pixels(image))
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(visible=True, color=PALE)
-            caption = _wrap(texts[0] if texts else "(no caption)", side - 0.12, 7, lines=4)
+            picture(axes, image)
+            caption = fitted(texts[0] if texts else "(no caption)", side - 0.12, 7, lines=4)
             figure.text(left / width, (top - side + 0.05) / height, caption, va="top", size=7, linespacing=1.2)
     return figure
 
@@ -206,11 +150,10 @@ def curves(history: Sequence[dict[str, float]]) -> Figure:
     panels = {name: panel for name, panel in PANELS.items() if known & set(panel[2])}
     if not panels:
         raise ValueError(f"curves: none of {sorted(k for p in PANELS.values() for k in p[2])} in the history")
-    with _style():
+    with styled():
         columns = min(3, len(panels))
         rows = math.ceil(len(panels) / columns)
-        figure = _figure(3.4 * columns, 2.5 * rows, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+        figure = sheet(3.4 * columns, 2.5 * rows, layout="constrained")
         for i, (name, (unit, limits, series)) in enumerate(panels.items()):
             axes = figure.add_subplot(rows, columns, i + 1)
             for colour, (key, (label, _)) in zip(COLOURS, series.items()):
@@ -220,6 +163,43 @@ def curves(history: Sequence[dict[str, float]]) -> Figure:
             axes.set(title=name, ylabel=unit, xlabel="step", ylim=limits)
             axes.set_xlim(left=0)
             axes.legend(loc="best")
+    return figure
+
+
+# Key -> (title, label of the y axis, key of its chance level or None), for `compared`.
+COMPARED = {
+    "val_total": ("Validation loss", "loss, nats", None),
+    "val_t2i_r1": ("Validation, text to image", "recall at 1", "val_chance_t2i_r1"),
+    "val_i2t_r1": ("Validation, image to text", "recall at 1", "val_chance_i2t_r1"),
+    "itc": ("Contrast (ITC)", "loss, nats", "itc_chance"),
+    "itm_acc": ("Matching (ITM)", "accuracy", "itm_acc_chance"),
+    "memory_quality": ("Memory", "quality, cosine", None),
+}
+
+
+def compared(runs: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
+    """The histories of several runs, a colour each, by name; a panel for each key of `COMPARED` that any has.
+
+    Raises `ValueError` where none has one.
+    """
+    known = {key for history in runs.values() for line in history for key in line}
+    panels = {key: panel for key, panel in COMPARED.items() if key in known}
+    if not panels:
+        raise ValueError(f"compared: none of {', '.join(COMPARED)} in the histories of {', '.join(runs) or 'no run'}")
+    with styled():
+        columns = min(3, len(panels))
+        rows = math.ceil(len(panels) / columns)
+        figure = sheet(max(3.2 * columns, 4.6), 2.4 * rows + 0.4, layout="constrained")
+        for i, (key, (title, unit, chance)) in enumerate(panels.items()):
+            axes = figure.add_subplot(rows, columns, i + 1)
+            for (name, history), colour in zip(runs.items(), [*COLOURS, INK, GREY] * (1 + len(runs) // 8)):
+                _curve(axes, history, key, name, colour)
+            longest = max(runs.values(), key=len)
+            _level(axes, longest, chance)
+            axes.set(title=title, ylabel=unit, xlabel="step", ylim=(0, None))
+            axes.set_xlim(left=0)
+        found = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(4, len(found)))
     return figure
 
 
@@ -252,24 +232,38 @@ def _level(axes, history: Sequence[dict[str, float]], key: str | None) -> None:
 
 
 def recalls(report: dict[str, float]) -> Figure:
-    """Recall@1/5/10 of an evaluation report, both directions: by contrast, re-ranked, and chance, in percent."""
+    """Recall@1/5/10 of an evaluation report, both directions: by contrast, re-ranked, and chance, in percent.
+
+    Whiskers are the 95 % intervals that the report has.
+    """
     kinds = {"": ("by contrast (ITC)", BLUE), "rerank_": ("re-ranked by matching (ITM)", ORANGE),
              "chance_": ("chance", GREY)}
     present = {prefix: kind for prefix, kind in kinds.items() if f"{prefix}t2i_r1" in report}
     if "" not in present:
         raise ValueError("recalls: the report has no t2i_r1; expected what evaluate returns")
-    with _style():
-        figure = _figure(7.4, 3.0, layout="constrained")
+    with styled():
+        figure = sheet(7.4, 3.0, layout="constrained")
         for column, (way, title) in enumerate({"t2i": "Text to image", "i2t": "Image to text"}.items(), 1):
             axes = figure.add_subplot(1, 2, column)
             for i, (prefix, (label, colour)) in enumerate(present.items()):
                 values = [100 * report[f"{prefix}{way}_r{k}"] for k in (1, 5, 10)]
                 places = np.arange(3) + (i - (len(present) - 1) / 2) * 0.27
-                bars = axes.bar(places, values, 0.25, color=colour, label=label)
-                axes.bar_label(bars, [f"{v:.1f}" for v in values], size=7, padding=1)
+                bars = axes.bar(places, values, 0.25, color=colour, label=label, yerr=_errors(report, f"{prefix}{way}"),
+                                error_kw={"ecolor": GREY, "elinewidth": 1, "capsize": 2})
+                axes.bar_label(bars, [f"{v:.1f}" for v in values], size=7, padding=3)
             axes.set(title=title, ylim=(0, 112), yticks=range(0, 101, 20), ylabel="recall, %")
             axes.set_xticks(range(3), ["R@1", "R@5", "R@10"])
             axes.grid(visible=False, axis="x")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
+
+
+def _errors(report: dict[str, float], name: str) -> np.ndarray:
+    """(2, 3) lengths of the whiskers below and above recall@1/5/10 in percent, zero where there is no interval."""
+    lengths = []
+    for k in (1, 5, 10):
+        value = report[f"{name}_r{k}"]
+        low, high = (report.get(f"{name}_r{k}_{end}", value) for end in ("low", "high"))
+        lengths.append([max(value - low, 0.0), max(high - value, 0.0)])
+    return 100 * np.array(lengths).T

@@ -24,7 +24,8 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(en
 
 # A module imports only what stands before it. Where a new one belongs is a decision: it is written down here.
 ORDER = """
-    config ranges bitlinear losses retrieval figures
+    config ranges bitlinear losses retrieval projection
+    drawing figures feature_figures memory_figures network_figures
     images scene_words scenes transformer memory
     vision text generation fusion tokenizer
     listing shards annotations formats cache streamed dataset
@@ -34,8 +35,9 @@ ORDER = """
     signs checks health
     accounting evaluate markdown facts record card
     repository upload outbox push
-    optimizer randomness strict_json admission wire download hub
-    catalogue engine gallery query index
+    optimizer diagnostics attention geometry probes slots mistakes
+    randomness strict_json admission wire download hub
+    catalogue engine store gallery query indexing index
     batches validation journal snapshot trainer
     cli __main__
 """.split()

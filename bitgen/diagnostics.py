@@ -1,0 +1,227 @@
+"""Inside the network: which loss reaches which part, how fast weights move, what units do, how the loss lies.
+
+B images, N captions. Nothing here changes the model, its gradients or the random state. The modules `attention`,
+`geometry`, `probes`, `slots` and `mistakes` hold the numbers of attention, features, memory and retrieval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bitgen.config import LossConfig
+from bitgen.data import Batch, Collator
+from bitgen.images import normalise
+from bitgen.model import BitGen
+from bitgen.objective import Objective
+from bitgen.optimizer import parameter_groups
+
+DEAD = 1e-3  # a unit whose outputs deviate less than this, where its layer's deviate by 1, is dead
+
+
+def checkpoints(run: str | Path) -> list[Path]:
+    """The checkpoint folders of a run that hold weights, in the order of their steps."""
+    found = [path for path in Path(run).glob("checkpoint-*") if (path / "model.safetensors").is_file()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def batch_of(dataset, processor, images: int = 32, captions: int = 2, seed: int = 0) -> Batch:
+    """The first readable `images` of a data set with up to `captions` of each, normalised: a batch for this module."""
+    places = [i for i in range(len(dataset)) if i not in dataset.bad][:images]
+    if len(places) < 2:
+        raise ValueError(f"a batch needs at least 2 readable images; the data set has {len(places)}")
+    size, vision = processor.vision.image_size, processor.vision
+    batch = Collator(dataset, processor.tokenizer, size, captions, seed, processor.max_tokens)(places, 0)
+    return dataclasses.replace(batch, pixel_values=normalise(batch.pixel_values, vision.mean, vision.std))
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode and with a fixed seed; mode and random state are put back."""
+    training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            model.train(training)
+
+
+# Gradients and updates ------------------------------------------------------------------------------------
+
+
+def gradient_table(model: BitGen, batch: Batch, config: LossConfig) -> dict[str, dict[str, float]]:
+    """part -> loss -> norm of the gradient of that weighted loss in that part, and of their sum as `total`.
+
+    A zero says that the loss does not reach the part. In-batch negatives only: the queue is no part of a model.
+    """
+    objective = Objective(model, dataclasses.replace(config, queue=0, momentum=0.0))
+    parts = {name: [p for p in child.parameters() if p.requires_grad] for name, child in model.named_children()}
+    parts = {name: parameters for name, parameters in parts.items() if parameters}
+    table: dict[str, dict[str, float]] = {name: {} for name in parts}
+    flat = [p for parameters in parts.values() for p in parameters]
+    with undisturbed(objective):
+        losses, _, _ = objective(batch)
+        for loss, value in losses.items():
+            weight = getattr(config, loss, 1.0)
+            grads = torch.autograd.grad(weight * value, flat, retain_graph=True, allow_unused=True)
+            squares = [0.0 if g is None else g.float().square().sum().item() for g in grads]
+            taken = iter(squares)
+            for name, parameters in parts.items():
+                table[name][loss] = math.sqrt(sum(next(taken) for _ in parameters))
+    return table
+
+
+@torch.no_grad()
+def update_ratios(named: list[tuple[str, Tensor]], groups: list[dict], state: dict) -> dict[str, float]:
+    """Length of AdamW's last update over the length of the weights it changed, by part; about 1e-3 is usual.
+
+    Worked out from the optimizer's own moments (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2), so it needs
+    no second copy of the weights. `named`: the model's parameters; groups: those of the optimizer, `params` being
+    tensors; state: parameter -> its moments. Parts whose weights are all zero are left out.
+    """
+    part = {id(p): name.split(".")[0] for name, p in named}
+    moved: dict[str, list[float]] = {}
+    for group in groups:
+        one, two = group["betas"]
+        for parameter in group["params"]:
+            moments = state.get(parameter)
+            if not moments:
+                continue
+            step = float(moments["step"])
+            mean, square = moments["exp_avg"] / (1 - one**step), moments["exp_avg_sq"] / (1 - two**step)
+            update = mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * parameter
+            sums = moved.setdefault(part[id(parameter)], [0.0, 0.0])
+            sums[0] += (group["lr"] ** 2 * update.float().square().sum()).item()
+            sums[1] += parameter.float().square().sum().item()
+    return {name: math.sqrt(up / weight) for name, (up, weight) in moved.items() if weight > 0}
+
+
+def checkpoint_update_ratios(model: BitGen, folder: str | Path) -> dict[str, float]:
+    """`update_ratios` of a checkpoint folder whose weights `model` holds; empty without the file that resuming needs.
+    """
+    file = next(Path(folder).glob("checkpoint-*.pt"), None)
+    if file is None:
+        return {}
+    saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["optimizer"]
+    groups = parameter_groups(model, 1.0, _vision_rate(saved), 1.0)
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved["param_groups"]]:
+        raise ValueError(f"{file}: its optimizer belongs to another model than config.json beside it")
+    state = {parameter: saved["state"].get(number, {}) for group, old in zip(groups, saved["param_groups"])
+             for parameter, number in zip(group["params"], old["params"])}
+    groups = [old | {"params": group["params"]} for group, old in zip(groups, saved["param_groups"])]
+    return update_ratios(list(model.named_parameters()), groups, state)
+
+
+def _vision_rate(saved: dict) -> float | None:
+    """Any rate that divides parameters into as many groups as were saved: two rates make four groups, one makes two."""
+    return 0.5 if len(saved["param_groups"]) > 2 else None
+
+
+# Activations --------------------------------------------------------------------------------------------
+
+
+class Activation(NamedTuple):
+    """Outputs of one layer over all tokens that count."""
+
+    name: str
+    deviation: float
+    """Root mean square over units and tokens."""
+    dead: float
+    """Share of units that say the same whatever comes in."""
+    largest: float
+    """Largest magnitude, in deviations: above 50 bf16 and 8 bits lose the rest."""
+
+
+@torch.no_grad()
+def activations(model: BitGen, batch: Batch) -> list[Activation]:
+    """The blocks of tower and text encoder, and the hidden units of every feed-forward layer, in the order they run."""
+    found: list[Activation] = []
+    mask = batch.attention_mask
+
+    def look(name: str):
+        def hook(_, __, output):
+            states = output[0] if isinstance(output, tuple) else output
+            real = states[mask] if states.shape[:2] == mask.shape else states
+            found.append(_activation(name, real.flatten(0, -2).float()))
+        return hook
+
+    hooks = [module.register_forward_hook(look(name)) for name, module in _layers(model).items()]
+    try:
+        with undisturbed(model):
+            image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, mask)
+            firsts = torch.searchsorted(batch.image_index, torch.arange(len(batch.image_ids)))
+            mask = mask[firsts]
+            model.fusion(image.tokens, text.tokens[firsts], mask)
+            model.decode(batch.input_ids[firsts], model.context(image))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _layers(model: BitGen) -> dict[str, nn.Module]:
+    """Name -> module to watch."""
+    tower = {f"vision block {i}": block for i, block in enumerate(model.vision.stages()[1:-1])}
+    blocks = {f"{part} block {i}": block for part in ("text", "decoder")
+              for i, block in enumerate(getattr(model, part).blocks)}
+    hidden = {f"{part} hidden {i}": block.ffn[1] for part, layers in (
+        ("text", model.text.blocks), ("fusion", model.fusion.layers), ("decoder", model.decoder.blocks))
+        for i, block in enumerate(layers)}
+    return tower | blocks | hidden
+
+
+def _activation(name: str, states: Tensor) -> Activation:
+    """states (tokens, units)."""
+    scale = states.square().mean().sqrt().item()
+    dead = (states.std(0) < DEAD * scale).float().mean().item() if scale else 1.0
+    return Activation(name, scale, dead, (states.abs().max() / scale).item() if scale else 0.0)
+
+
+# Landscape ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def landscape(model: BitGen, batch: Batch, config: LossConfig, reach: float = 1.0, points: int = 11,
+              directions: int = 2) -> tuple[list[float], dict[str, list[list[float]]]]:
+    """Losses along random straight lines through the weights: distances, and for each loss a curve a direction.
+
+    Each filter of a direction is as long as the weight's own, so distance 1 replaces a filter by one as long (filter
+    normalisation, Li et al. 2018, arXiv 1712.09913); vectors and scalars stay. The losses are those of evaluation, on
+    one batch; keys are the losses and `total`.
+    """
+    objective = Objective(model, dataclasses.replace(config, queue=0, momentum=0.0))
+    distances = torch.linspace(-reach, reach, points).tolist()
+    curves: dict[str, list[list[float]]] = {}
+    moved = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
+    kept = [p.clone() for p in moved]
+    generator = torch.Generator().manual_seed(0)
+    for direction in range(directions):
+        lines = [_filter_normalised(p, generator) for p in moved]
+        try:
+            for distance in distances:
+                for parameter, weight, line in zip(moved, kept, lines):
+                    parameter.copy_(weight + distance * line)
+                with undisturbed(objective):
+                    losses, _, _ = objective(batch)
+                for name, value in losses.items():
+                    curve = curves.setdefault(name, [[] for _ in range(directions)])
+                    curve[direction].append(value.item())
+        finally:
+            for parameter, weight in zip(moved, kept):
+                parameter.copy_(weight)
+    return distances, curves
+
+
+def _filter_normalised(weight: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(weight.shape, generator=generator).to(weight)
+    lengths = [x.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1)) for x in (weight, noise)]
+    return noise * lengths[0] / lengths[1].clamp(min=1e-12)

@@ -1,0 +1,119 @@
+"""What retrieval gets wrong: how sure recall is, the worst queries, and which attributes are taken for which.
+
+N images, M captions, D width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitgen import retrieval
+from bitgen.scene_words import COLOURS, SHAPES
+
+
+class Mistake(NamedTuple):
+    """A caption and what it found instead of its image."""
+
+    caption: int
+    """Index of the caption, of M."""
+    image: int
+    """Index of its image, of N."""
+    rank: float
+    """Place of its image, from 1."""
+    found: list[int]
+    """The first images, best first."""
+
+
+class Confusion(NamedTuple):
+    """What the first image of a caption had where the right one had something else."""
+
+    names: list[str]
+    """C values of the attribute."""
+    shares: Tensor
+    """(C, C): of the right image's values (rows), the share that the first image found had as (columns); what is
+    missing to 1 it did not have at all."""
+    chance: Tensor
+    """(C,): what an image drawn at random would have on the diagonal."""
+
+
+def recall(image_features: Tensor, text_features: Tensor, owner: Tensor,
+           ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """`recall_at_k` of features (N, D), (M, D) with a 95 % interval over images of each, `i2t_r1_low`, `i2t_r1_high` …
+    """
+    owner = torch.as_tensor(owner)
+    rankings = retrieval.rank_features(image_features, text_features, owner)
+    report = retrieval.chance(owner, len(image_features), ks)
+    for way, ranking, cluster in zip(("i2t", "t2i"), rankings, (torch.arange(len(image_features)), owner)):
+        report |= ranking.report(way, ks)
+        for k in ks:
+            low, high = retrieval.interval(ranking.hits(k), cluster)
+            report |= {f"{way}_r{k}_low": low, f"{way}_r{k}_high": high}
+    return report
+
+
+def worst(image_features: Tensor, text_features: Tensor, owner: Tensor, count: int = 10,
+          shown: int = 5) -> list[Mistake]:
+    """The captions whose image comes last, worst first, at most one an image."""
+    ranks = retrieval.rank_features(image_features, text_features, owner)[1].ranks
+    chosen, seen = [], set()
+    for caption in ranks.argsort(descending=True, stable=True).tolist():
+        if int(owner[caption]) not in seen and len(chosen) < count and ranks[caption] > 1:
+            seen.add(int(owner[caption]))
+            chosen.append(caption)
+    found = retrieval.nearest(text_features[chosen], image_features, shown)[1].tolist() if chosen else []
+    return [Mistake(i, int(owner[i]), ranks[i].item(), images) for i, images in zip(chosen, found)]
+
+
+def differences(image_features: Tensor, text_features: Tensor, owner: Tensor,
+                truth: Sequence[dict]) -> tuple[dict[str, float], dict[str, float]]:
+    """Of captions that find a wrong image first: the share whose find differs from the right one in each attribute.
+
+    Beside it the same for wrong images drawn at random. Keys `colour`, `shape`, `size`, `texture`, `relation`,
+    `background`; no keys where nothing is wrong. truth: the N scenes.
+    """
+    first = retrieval.nearest(text_features, image_features, 1)[1][:, 0]
+    wrong = (first != owner).nonzero().flatten().tolist()
+    found, chance = {}, {}
+    for name in ("colour", "shape", "size", "texture", "relation", "background") if wrong else ():
+        values = [_value(scene, name) for scene in truth]
+        alike = Counter(values)
+        found[name] = sum(values[int(first[i])] != values[int(owner[i])] for i in wrong) / len(wrong)
+        chance[name] = 1 - sum(alike[values[int(owner[i])]] - 1 for i in wrong) / len(wrong) / (len(truth) - 1)
+    return found, chance
+
+
+def _value(scene: dict, name: str) -> object:
+    """What a scene has of an attribute: one value, or those of its things, in any order."""
+    return scene[name] if name in scene else tuple(sorted(thing[name] for thing in scene["objects"]))
+
+
+def confusion(image_features: Tensor, text_features: Tensor, owner: Tensor, truth: Sequence[dict],
+              field: str) -> Confusion:
+    """What `field`, `colour` or `shape`, of the right image is in the first image that a caption finds.
+
+    Values that both have are right; those left over on both sides are taken for one another, in equal parts.
+    """
+    tables = {"colour": COLOURS, "shape": SHAPES}
+    if field not in tables:
+        raise ValueError(f"field: expected 'colour' or 'shape', got {field!r}")
+    names = list(tables[field])
+    place = {name: i for i, name in enumerate(names)}
+    counts = torch.zeros(len(names), len(names), dtype=torch.float64)
+    first = retrieval.nearest(text_features, image_features, 1)[1][:, 0].tolist()
+    having = [Counter(thing[field] for thing in scene["objects"]) for scene in truth]
+    for right, found in zip(owner.tolist(), first):
+        true, seen = having[right], having[found]
+        for name, number in (true & seen).items():
+            counts[place[name], place[name]] += number
+        missed, extra = list((true - seen).elements()), list((seen - true).elements())
+        for name in missed:
+            for other in extra:
+                counts[place[name], place[other]] += 1 / len(extra)
+    shares = counts / torch.tensor([sum(having[i][name] for i in owner.tolist()) for name in names])[:, None].clamp(1)
+    chance = torch.tensor([sum(name in h for h in having) / len(having) for name in names], dtype=torch.float64)
+    return Confusion(names, shares, chance)

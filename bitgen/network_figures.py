@@ -1,0 +1,209 @@
+"""Figures of the inside of the network: gradients, updates, activations, attention, gates, loss around the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitgen.drawing import BLUE, COLOURS, GREEN, GREY, ORANGE, cells, fitted, level, picture, pixels, sheet, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEALTHY = (0.05, 0.5)  # the norm of the whole gradient, as the training guide has it
+GATES = {"word_gate": "words see patches", "patch_gate": "patches see words"}
+USUAL = 1e-3  # length of an update over that of the weights
+
+
+def gradient_norms(history: Sequence[dict[str, float]]) -> Figure:
+    """Norm of the gradient before clipping, over steps: of the whole, and of each part as a row of colours.
+
+    history: lines of `metrics.jsonl`, with `grad_norm` and `grad_norm/<part>`. Raises `ValueError` where none has one.
+    """
+    lines = [line for line in history if any(key.startswith("grad_norm/") for key in line)]
+    parts = list(dict.fromkeys(key for line in lines for key in line if key.startswith("grad_norm/")))
+    if not parts:
+        raise ValueError("gradient_norms: no grad_norm/<part> in the history")
+    steps = [line["step"] for line in lines]
+    table = np.array([[line.get(part, math.nan) for line in lines] for part in parts], dtype=float)
+    table = np.where(np.isfinite(table) & (table > 0), table, np.nan)
+    order = np.argsort(-np.nan_to_num(np.nanmedian(table, 1)))
+    with styled():
+        figure = sheet(7.4, 2.6 + 0.2 * len(parts), layout="constrained")
+        above, below = figure.subplots(2, 1, height_ratios=(1.8, 0.5 + 0.2 * len(parts)), sharex=True)
+        above.axhspan(*HEALTHY, color=GREEN, alpha=0.15, linewidth=0, label="healthy in the training guide")
+        above.plot(steps, [line.get("grad_norm", math.nan) for line in lines], color=BLUE, label="all weights")
+        above.set(title="Gradient norm before clipping", ylabel="norm", yscale="log")
+        above.legend(loc="best")
+        from matplotlib.colors import LogNorm
+        low, high = np.nanmin(table), np.nanmax(table)
+        image = below.pcolormesh(steps, range(len(parts)), table[order], norm=LogNorm(max(low, high / 1e5), high),
+                                 shading="nearest", rasterized=True)
+        below.set_yticks(range(len(parts)), [parts[i].removeprefix("grad_norm/") for i in order], size=8)
+        below.invert_yaxis()
+        below.grid(visible=False)
+        below.set(title="By part", xlabel="step")
+        figure.colorbar(image, ax=below, label="norm", pad=0.01)
+    return figure
+
+
+def gradient_table(table: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Which loss reaches which part: norms of the gradients, part -> loss -> norm; a dot where it is exactly zero."""
+    parts, losses = list(table), list(dict.fromkeys(loss for row in table.values() for loss in row))
+    norms = np.array([[table[part].get(loss, math.nan) for loss in losses] for part in parts], dtype=float)
+    shown = np.where(norms > 0, norms, np.nan)
+    with styled():
+        figure = sheet(0.85 * len(losses) + 2.6, 0.24 * len(parts) + 1.2, layout="constrained")
+        axes = figure.subplots()
+        image = cells(axes, np.log10(shown), parts, losses, -4, max(0.0, float(np.log10(np.nanmax(shown)))),
+                      lambda value: f"{10**value:.2g}")
+        for row, column in np.argwhere(norms == 0):
+            axes.text(column, row, "·", ha="center", va="center", color=GREY)
+        axes.xaxis.tick_top()
+        axes.set_title("Gradient norm of each loss in each part (·: not reached)", pad=22)
+        figure.colorbar(image, ax=axes, label="log10 of the norm", shrink=0.8)
+    return figure
+
+
+def update_ratios(ratios: Mapping[int, Mapping[str, float]]) -> Figure:
+    """Length of the last update over that of the weights, by part, at each step of `ratios`: step -> part -> ratio."""
+    parts = list(dict.fromkeys(part for row in ratios.values() for part in row))
+    if not parts:
+        raise ValueError("update_ratios: no ratios; they need checkpoints with their optimizer")
+    with styled():
+        from matplotlib import colormaps
+        shades = colormaps["cividis"](np.linspace(0.75, 0.0, len(ratios)))
+        figure = sheet(6.0, 1.1 + 0.22 * len(parts), layout="constrained")
+        axes = figure.subplots()
+        for (step, row), shade, size in zip(sorted(ratios.items()), shades, np.linspace(4, 6, len(ratios))):
+            axes.plot([row.get(part, math.nan) for part in parts], range(len(parts)), "o", color=shade, label=f"{step}",
+                      markersize=size, linestyle="none")
+        level(axes, USUAL, "usual", vertical=True)
+        axes.set_yticks(range(len(parts)), parts, size=8)
+        axes.invert_yaxis()
+        axes.set(xscale="log", xlabel="length of an update / length of the weights", title="How fast weights move")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, title="step",
+                      title_fontsize=8)
+    return figure
+
+
+def activations(names: Sequence[str], deviation: Sequence[float], dead: Sequence[float],
+                largest: Sequence[float]) -> Figure:
+    """Layers from first to last (top to bottom): size, dead units and outliers of their outputs."""
+    panels = (("Size", deviation, "root mean square"), ("Dead units", [100 * share for share in dead], "share, %"),
+              ("Largest output", largest, "in root mean squares"))
+    with styled():
+        figure = sheet(7.8, 1.0 + 0.2 * len(names), layout="constrained")
+        grid = figure.subplots(1, 3, sharey=True)
+        for axes, (title, values, unit), colour in zip(grid, panels, COLOURS):
+            axes.barh(range(len(names)), values, 0.65, color=colour)
+            axes.set(title=title, xlabel=unit)
+            axes.grid(visible=False, axis="y")
+        grid[1].set_xlim(0, max(5.0, 100 * max(dead) * 1.1))
+        if not max(dead):
+            grid[1].text(0.5, 0.5, "none", transform=grid[1].transAxes, ha="center", color=GREY)
+        grid[0].set_yticks(range(len(names)), names, size=7.5)
+        grid[0].invert_yaxis()
+    return figure
+
+
+def attention_entropy(entropies: Mapping[str, Sequence[float]]) -> Figure:
+    """Entropy of each head's attention, layer -> heads: 1 looks everywhere alike, 0 at one token."""
+    heads = max(len(values) for values in entropies.values())
+    table = np.full((len(entropies), heads), np.nan)
+    for row, values in zip(table, entropies.values()):
+        row[:len(values)] = values
+    with styled():
+        figure = sheet(0.55 * heads + 3.4, 0.215 * len(table) + 1.0, layout="constrained")
+        axes = figure.subplots()
+        image = cells(axes, table, list(entropies), [str(i) for i in range(heads)], 0, 1)
+        axes.tick_params(axis="y", labelsize=7.5)
+        axes.set(title="How spread attention is", xlabel="head")
+        figure.colorbar(image, ax=axes, label="entropy / that of all alike", shrink=0.8)
+    return figure
+
+
+def attention(image: np.ndarray, words: Sequence[str], weights: np.ndarray, columns: int = 6,
+              title: str = "Where each word looks") -> Figure:
+    """An image (3, S, S) uint8, and again under each word with its attention over patches (L, P), P a square.
+
+    Colour says how many times the mean over all words and patches, on one scale for all words. Raises `ValueError`
+    where words and weights differ in number or P is no square.
+    """
+    weights = np.asarray(weights, dtype=float)
+    side = math.isqrt(weights.shape[-1]) if weights.ndim == 2 else 0
+    if not side or side * side != weights.shape[1] or len(words) != len(weights):
+        raise ValueError(f"attention: expected weights (L, P) of {len(words)} words over a square of patches, "
+                         f"got shape {weights.shape}")
+    ratio = weights / max(weights.mean(), 1e-12)
+    with styled():
+        columns = min(columns, len(words) + 1)
+        rows = math.ceil((len(words) + 1) / columns)
+        figure = sheet(1.25 * columns + 1.0, 1.45 * rows + 0.5, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        pale = 160 + 0.37 * pixels(image).mean(2)
+        top = max(2.0, 0.6 * float(ratio.max()))
+        for axes in grid.flat:
+            axes.set_axis_off()
+        picture(grid.flat[0], image)
+        grid.flat[0].set_title("the image", size=8, weight="normal")
+        for axes, word, heat in zip(grid.flat[1:], words, ratio):
+            axes.imshow(pale, cmap="gray", vmin=0, vmax=255)
+            smooth = _smooth(heat, side, *pale.shape)
+            drawn = axes.imshow(smooth, cmap="YlOrRd", alpha=0.85 * np.clip(smooth / top, 0, 1), vmin=0, vmax=top)
+            axes.set_title(fitted(word, 1.1, 8), size=8, weight="normal")
+        figure.colorbar(drawn, ax=grid, label="times the mean", shrink=0.8, extend="max")
+        figure.suptitle(title, x=0.01, ha="left", weight="bold", size=10)
+    return figure
+
+
+def _smooth(heat: np.ndarray, side: int, height: int, width: int) -> np.ndarray:
+    """(P,) over a square of patches -> (height, width), without edges."""
+    from PIL import Image
+
+    small = Image.fromarray(heat.reshape(side, side).astype(np.float32))
+    return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def temperature_and_gates(history: Sequence[dict[str, float]]) -> Figure:
+    """Temperature of the contrast and gates of the fusion over steps, from lines of `metrics.jsonl`."""
+    scale = [(line["step"], 1 / line["logit_scale"]) for line in history if line.get("logit_scale", 0) > 0]
+    gates = list(dict.fromkeys(key for line in history for key in line if key.startswith("gate/")))
+    if not scale:
+        raise ValueError("temperature_and_gates: no logit_scale in the history")
+    with styled():
+        figure = sheet(7.4, 3.1, layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(*zip(*scale), color=BLUE, label="learned")
+        level(left, 0.01, "lowest allowed")
+        left.set(title="Temperature of the contrast", xlabel="step", ylabel="temperature", ylim=(0, None))
+        left.legend(loc="best")
+        for i, gate in enumerate(gates):
+            layer, _, kind = gate.removeprefix("gate/").partition(".")
+            points = [(line["step"], line[gate]) for line in history if gate in line]
+            colour, dashes = (BLUE, ORANGE)[kind.startswith("patch")], ("-", "--", ":")[i // 2 % 3]
+            right.plot(*zip(*points), color=colour, linestyle=dashes,
+                       label=f"layer {layer}: {GATES[kind]}")
+        level(right, 0.0, "closed")
+        right.set(title="Gates of the fusion", xlabel="step", ylabel="gate")
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def landscape(distances: Sequence[float], curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """Each loss along random straight lines through the weights, relative to where training ended (0)."""
+    with styled():
+        figure = sheet(2.6 * min(3, len(curves)), 2.5 * math.ceil(len(curves) / 3), layout="constrained")
+        grid = figure.subplots(math.ceil(len(curves) / 3), min(3, len(curves)), squeeze=False)
+        for axes, (name, lines) in zip(grid.flat, curves.items()):
+            for line, colour in zip(lines, COLOURS):
+                axes.plot(distances, line, color=colour, marker=".", markersize=4)
+            axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
+            axes.set(title=name, ylabel="loss, nats", ylim=(0, None))
+        figure.supxlabel("distance along a random line, in lengths of the weights", size=9)
+        for axes in list(grid.flat)[len(curves):]:
+            axes.remove()
+    return figure
