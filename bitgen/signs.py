@@ -204,22 +204,25 @@ def held_out(history: list[Row], facts: Facts) -> Seen | None:
 
 
 def queue(history: list[Row], facts: Facts) -> Seen | None:
-    """How far the contrast stands over what its accuracy in the batch explains, in nats.
+    """How far the contrast stands over what its accuracy in the batch explains, in nats, once the queue is full.
 
     If queued negatives are like those of the batch, the odds of a wrong answer grow with their number: a batch told
     apart with odds o of being wrong and r times as many candidates give about ln(1 + o) and ln(1 + r o). A queue that
     holds the positive itself d times as a negative cannot fall under ln(1 + d), however good the accuracy. The first
-    BitGen's 4.85 had this cause too: ln(1 + 4096 / 32) with 32 pairs in 4096 slots.
+    BitGen's 4.85 had this cause too: ln(1 + 4096 / 32) with 32 pairs in 4096 slots. Keys that lag behind fast learning
+    cost up to a nat as well, so that a handful of false negatives an image is not seen here.
     """
-    rows = recent([row for row in history if row.get("queue_size", 0) > 0], "itc", "itc_chance", "t2i", "i2t")
+    full = max((row.get("queue_size", 0) for row in history), default=0)
+    rows = [row for row in history if full and row.get("queue_size") == full]
+    rows = recent(rows, "itc", "itc_chance", "t2i", "i2t", "t2i_chance") if len(rows) > 1 else []
     if not rows:
         return None
     right = min(fmean((row["t2i"] + row["i2t"]) / 2 for row in rows), 0.999)
     odds = (1 - right) / right if right else math.inf
-    value, chance = _mean(rows, "itc"), _mean(rows, "itc_chance")
+    chance = _mean(rows, "itc_chance")
     more = math.exp(2 * (chance + math.log(_mean(rows, "t2i_chance"))))
-    expected = min((math.log1p(odds) + math.log1p(more * odds)) / 2, chance)
-    return Seen(value - expected, value - expected)
+    explained = min((math.log1p(odds) + math.log1p(more * odds)) / 2, chance)
+    return Seen(excess := _mean(rows, "itc") - explained, excess)
 
 
 def matching(history: list[Row], facts: Facts) -> Seen | None:
