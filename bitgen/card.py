@@ -256,8 +256,9 @@ def _cost(run: Record) -> list[str]:
 def _health(run: Record) -> list[str]:
     if not run.health:
         return ["Unknown: the run has no `health.json`."]
-    return [table(["check", "value", "verdict", "what it means"], [
-        [text(verdict["check"]), number(verdict["value"]), text(verdict["verdict"]),
+    return [table(["check", "value", "chance", "verdict", "rule, or what a bad sign means"], [
+        [text(verdict["check"]), number(verdict["value"]), number(verdict["chance"]) if verdict["chance"] else "",
+         text(verdict["verdict"]) if verdict["judged"] else "not judged",
          text(verdict["rule"] if verdict["verdict"] == "OK" else verdict["meaning"])] for verdict in run.health])]
 
 

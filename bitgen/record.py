@@ -103,9 +103,11 @@ def read(run_folder: str | Path, repo: str | None = None) -> Record:
                                   of.get("level")))
         else:
             stale.append(path.name)
-    return Record(repo or str(run_folder), repo or folder.resolve().name, config, _json(folder / facts.FACTS),
-                  [row for row in read_metrics(folder) if isinstance(row, dict)], accounting.read(folder), _json(folder / "health.json").get("verdicts", []),
-                  reports, stale, _step(folder, sha256))
+    history = [row for row in read_metrics(folder) if isinstance(row, dict)]
+    return Record(repo or str(run_folder), repo or folder.resolve().name, config, _json(folder / facts.FACTS), history,
+                  accounting.read(folder), _json(folder / "health.json").get("verdicts", []), reports, stale,
+                  _step(folder, sha256))
+
 
 
 def data_name(root: str) -> str:
