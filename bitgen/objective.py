@@ -176,13 +176,20 @@ class Objective(nn.Module):
         return flat, key, address.detach() * kept[:, None], Belief(*(x.detach().sum(0) for x in added))
 
     def _reconstruct(self, image, reading, batch, last, losses, report) -> None:
-        """The decoder on each image's last caption: real tokens only."""
-        mask = batch.attention_mask[last]
-        length = int(mask.sum(1).max())
-        ids, real = batch.input_ids[last][:, :length], mask[:, 1:length]
-        states = self.model.decode(ids[:, :-1], self.model.context(image, reading))[real]
-        losses["text"], report["text_nll"] = text_loss(states, self.model.text.embedding.weight, ids[:, 1:][real],
-                                                       self.config.label_smoothing)
+        """The decoder on every caption, real tokens only.
+
+        An image's last caption has what the memory returned. The others have an empty reading, since one of them was
+        written and would be read back.
+        """
+        owner = batch.image_index
+        remembered = self.model.context(image, reading)[owner]                        # (N, S, D)
+        empty = self.model.context(image._replace(feature=image.feature.detach()))[owner]
+        recalls = torch.zeros_like(owner, dtype=torch.bool).index_fill(0, last, True)
+        context = torch.where(recalls[:, None, None], remembered, empty)
+        real = batch.attention_mask[:, 1:]
+        states = self.model.decode(batch.input_ids[:, :-1], context)[real]
+        losses["text"], report["text_nll"] = text_loss(states, self.model.text.embedding.weight,
+                                                       batch.input_ids[:, 1:][real], self.config.label_smoothing)
 
     # After the step ---------------------------------------------------------------------------------------
 

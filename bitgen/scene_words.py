@@ -131,7 +131,8 @@ def attributes_right(caption: str, truth: dict) -> dict[str, int]:
 
     Keys `colour_right`, `colour_total`, `shape_right`, `shape_total`, `relation_right`, `relation_total`. Objects are
     matched one to one so that most colours and shapes agree; objects named too few or too many count as wrong. A
-    relation is right when it holds, in that direction, between the objects matched to the true ones.
+    relation is right when it holds, in that direction, between the two matched objects: the one the scene was made
+    from, and where `truth` has centres any that can be seen (of three objects no picture tells which two were meant).
     """
     said, true = parse(caption), truth["objects"]
     named = said["objects"] + [{}] * (len(true) - len(said["objects"]))
@@ -144,5 +145,18 @@ def attributes_right(caption: str, truth: dict) -> dict[str, int]:
     counts = {}
     for field in ("colour", "shape"):
         counts |= {f"{field}_right": agree(best, field), f"{field}_total": len(named)}
-    holds = said["relation"] == truth["relation"] and best[:2] == (0, 1)
+    joined = [best.index(i) for i in (0, 1) if i in best]                     # places in `true` of subject and object
+    holds = said["relation"] is not None and len(joined) == 2 and _holds(said["relation"], joined, truth)
     return counts | {"relation_right": int(holds), "relation_total": 1}
+
+
+def _holds(relation: str, joined: list[int], truth: dict) -> bool:
+    """Whether the first joined object is `left of` or `above` the second: further along that way than across it."""
+    if joined == [0, 1] and relation == truth["relation"]:
+        return True
+    centres = [truth["objects"][i].get("centre") for i in joined]
+    if None in centres:
+        return False
+    x, y = (there - here for here, there in zip(*centres))
+    along, across = (x, y) if relation == "left of" else (y, x)
+    return along > abs(across)

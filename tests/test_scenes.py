@@ -201,6 +201,18 @@ def test_wrong_captions_lose_exactly_what_is_wrong():
     assert (extra["colour_right"], extra["colour_total"]) == (3, 4)
 
 
+def test_a_relation_that_the_picture_shows_is_right_whichever_two_of_three_it_joins():
+    """No picture tells which two of its three objects the scene was made from."""
+    truth = parse("a red star left of a blue ring, and a green heart")
+    centres = {"star": [10, 10], "ring": [50, 12], "heart": [12, 50]}
+    truth = {**truth, "objects": [{**thing, "centre": centres[thing["shape"]]} for thing in truth["objects"]]}
+    said = {"a red star above a green heart, and a blue ring": 1, "a green heart below a red star, with a blue ring": 1,
+            "a green heart above a red star, with a blue ring": 0, "a red star left of a green heart, and a blue ring": 0,
+            "a red star left of a blue ring, and a green heart": 1, "a blue ring left of a red star": 0,
+            "a red star and a green heart": 0}
+    assert {text: attributes_right(text, truth)["relation_right"] for text in said} == said
+
+
 def test_the_relation_holds_between_the_centres(train):
     for truth in train.truth:
         (x0, y0), (x1, y1) = (thing["centre"] for thing in truth["objects"][:2])
