@@ -154,6 +154,19 @@ class Catalogue:
         texts = [text for (text,) in self._db.execute("SELECT text FROM captions WHERE item = ? ORDER BY row", (row,))]
         return Item(name, width, height, texts, json.loads(tags), path)
 
+    def entries(self, after: int, limit: int) -> list[tuple[int, Item, list[int]]]:
+        """Pictures by row from `after` (exclusive) on, at most `limit`: (row, item, rows of its captions)."""
+        found = self._db.execute("SELECT row, id, width, height, path, tags FROM items WHERE row > ? "
+                                 "ORDER BY row LIMIT ?", (after, limit)).fetchall()
+        entries = {row: (row, Item(name, width, height, [], json.loads(tags), path), [])
+                   for row, name, width, height, path, tags in found}
+        said = self._db.execute("SELECT row, item, text FROM captions WHERE item IN (SELECT value FROM json_each(?)) "
+                                "ORDER BY row", (json.dumps(list(entries)),))
+        for caption_row, row, text in said:
+            entries[row][1].captions.append(text)
+            entries[row][2].append(caption_row)
+        return list(entries.values())
+
     def thumbnail(self, name: str) -> bytes:
         """JPEG of a picture."""
         return self._db.execute("SELECT jpeg FROM thumbnails WHERE row = ?", (self.row(name),)).fetchone()[0]

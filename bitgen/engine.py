@@ -1,74 +1,54 @@
-"""Nearest rows of a feature file, by FAISS: exact for galleries as people have them, approximate beyond.
+"""Nearest rows of a feature file, by FAISS: exact for galleries as people have them, a short list beyond.
 
-Shapes: N rows, D width, Q queries. Features are unit length, so that the inner product is the cosine.
+    exact        every row is looked at, in float16: half the time and half the room of float32
+    two-stage    4-bit codes of the rows' main directions (product quantisation, Jégou et al. 2011; fast scan, André et
+                 al. 2017, arXiv 1704.07355) give a short list, which the rows themselves, on disk, put in order
+    graph        a navigable graph (HNSW, arXiv 1603.09320) gives it: minutes to build, next to no time a query
+
+Shapes: N rows, D width, Q queries, S length of the short list. Features are unit length: inner product is cosine.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-DTYPES = ("float16", "float32")
+FEW = 20_000  # rows left by a filter that are looked at one by one; more go through the short list
+LEAST = 1000  # rows without which there is nothing to learn from
+SAMPLE = 65_536  # rows that codes are learned from
+BLOCK = 65_536  # rows converted at a time
 
 
-class Vectors:
-    """A flat file of rows (N, D), appended to and memory-mapped; how many rows count is the caller's knowledge."""
+@dataclass(frozen=True)
+class Recipe:
+    """How FAISS learns codes of the rows, and how many candidates are then put in order by the rows themselves."""
 
-    def __init__(self, path: Path, width: int, dtype: str = "float16"):
-        self.path, self.width, self.dtype = path, width, np.dtype(dtype)
-
-    def append(self, start: int, features: np.ndarray) -> None:
-        """Write `features (n, D)` as the rows from `start` on; what stands there was never finished."""
-        if not len(features):
-            return
-        with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
-            file.truncate(start * self.width * self.dtype.itemsize)
-            file.seek(0, os.SEEK_END)
-            file.write(np.ascontiguousarray(features, self.dtype).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def rows(self, count: int) -> np.ndarray:
-        """The first `count` rows, memory-mapped read-only. Raises `ValueError` where the file is shorter."""
-        if not count:
-            return np.empty((0, self.width), self.dtype)
-        needed = count * self.width * self.dtype.itemsize
-        held = self.path.stat().st_size if self.path.exists() else 0
-        if held < needed:
-            raise ValueError(f"{self.path}: {held:,} bytes, but {count:,} rows need {needed:,}: the file was cut off")
-        return np.memmap(self.path, self.dtype, "r", shape=(count, self.width))
+    factory: str
+    """For `faiss.index_factory`; `{d}` stands for the number of main directions."""
+    directions: int
+    """How many main directions are kept, at most."""
+    shortlist: int
+    """S."""
 
 
-class Exact:
-    """Every row is looked at; float16 rows in memory, half the time and half the room of float32."""
+RECIPES = {"two-stage": Recipe("PCA{d},PQ{d}x4fs", 48, 200), "graph": Recipe("HNSW32,SQ8", 0, 100)}
+ENGINES = ("auto", "exact", *RECIPES)
 
-    def __init__(self, rows: np.ndarray):
-        faiss = import_faiss()
-        kinds = {2: faiss.ScalarQuantizer.QT_fp16}
-        if rows.dtype.itemsize == 4:
-            self._index = faiss.IndexFlatIP(rows.shape[1])
-        else:
-            self._index = faiss.IndexScalarQuantizer(rows.shape[1], kinds[2], faiss.METRIC_INNER_PRODUCT)
-        self._faiss, self.count = faiss, 0
-        self.extend(rows)
 
-    def extend(self, rows: np.ndarray) -> None:
-        """Take in the rows that came behind those it has; `rows (N, D)` are all."""
-        if len(rows) > self.count:
-            raw = np.ascontiguousarray(rows[self.count:]).view(np.uint8)
-            self._index.add_sa_codes(raw)
-        self.count = len(rows)
+def make_engine(kind: str, rows: np.ndarray, path: Path) -> Exact | Shortlist:
+    """The engine of this kind (one of `ENGINES`) for `rows (N, D)`; `path` keeps what it learns, if anything.
 
-    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines and rows, each (Q, k), best first; -1 where `allowed` (bool (N,)) leaves fewer."""
-        if allowed is None:
-            return self._index.search(queries, k)
-        bits = np.packbits(allowed, bitorder="little")
-        chosen = self._faiss.SearchParameters(sel=self._faiss.IDSelectorBitmap(bits))
-        return self._index.search(queries, k, params=chosen)
+    `auto` is exact as long as a query then takes a millisecond or two, a graph only where minutes of building pay.
+    """
+    if kind not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {kind!r}")
+    if kind == "auto":
+        kind = "exact" if len(rows) < 100_000 else "two-stage" if len(rows) < 5_000_000 else "graph"
+    return Exact(rows) if kind == "exact" or len(rows) < LEAST else Shortlist(rows, kind, path)
 
 
 def import_faiss() -> ModuleType:
@@ -78,3 +58,81 @@ def import_faiss() -> ModuleType:
     except ImportError:
         raise ValueError("searching an index needs faiss: pip install faiss-cpu (BitGen's extra `index`)") from None
     return faiss
+
+
+class Exact:
+    """Looks at every row; holds them in memory as they are on disk."""
+
+    def __init__(self, rows: np.ndarray):
+        """`rows (N, D)`, float16 or float32."""
+        faiss = import_faiss()
+        count, width = rows.shape
+        self._index = (faiss.IndexFlatIP(width) if rows.dtype == np.float32 else
+                       faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT))
+        if count:  # the codes of either are the rows themselves: nothing is converted, nothing is held twice
+            self._index.add_sa_codes(np.ascontiguousarray(rows).view(np.uint8).reshape(count, -1))
+
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines float32 and rows int64, each (Q, k), best first, of the rows that `allowed` (bool (N,)) lets through;
+        where those are fewer than k, the last rows are -1."""
+        if allowed is None:
+            return self._index.search(queries, k)
+        faiss = import_faiss()
+        chosen = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        return self._index.search(queries, k, params=faiss.SearchParameters(sel=chosen))
+
+
+class Shortlist:
+    """Finds candidates by codes that it learned from the rows, and puts them in order by the rows themselves."""
+
+    def __init__(self, rows: np.ndarray, kind: str, path: Path):
+        """`rows (N, D)` stay where they are (on disk, if memory-mapped). `path`: what was learned, used if it is there
+        and of this kind; rows that came since are added."""
+        self._rows, self._recipe = rows, RECIPES[kind]
+        path = path.with_name(f"{path.name}.{kind}.faiss")
+        faiss = import_faiss()
+        known = faiss.read_index(str(path)) if path.exists() else None
+        if known is None or known.d != rows.shape[1] or not len(rows) / 2 <= known.ntotal <= len(rows):
+            known = self._learn(faiss)
+        self._index, before = known, known.ntotal
+        for start in range(before, len(rows), BLOCK):
+            self._index.add(rows[start:start + BLOCK].astype(np.float32))
+        if len(rows) > before and os.access(path.parent, os.W_OK):
+            partial = path.with_suffix(f".{os.getpid()}.part")
+            faiss.write_index(self._index, str(partial))
+            os.replace(partial, path)
+
+    def _learn(self, faiss: ModuleType):
+        sample = self._rows[::max(1, len(self._rows) // SAMPLE)].astype(np.float32)
+        width = self._rows.shape[1]
+        # Distances, not products: on unit rows they give the same order, and taking off the mean does not change them.
+        index = faiss.index_factory(width, self._recipe.factory.format(d=min(self._recipe.directions, width)),
+                                    faiss.METRIC_L2)
+        index.train(sample)
+        return index
+
+    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As `Exact.search`, but for rows that the codes put far down."""
+        if allowed is not None and allowed.sum() <= FEW:
+            few = np.flatnonzero(allowed)
+            return self._ordered(queries, np.broadcast_to(few, (len(queries), len(few))), k)
+        length = max(self._recipe.shortlist, 2 * k)
+        while True:
+            length = min(length, len(self._rows))
+            found = self._index.search(queries, length)[1]
+            if allowed is not None:
+                found = np.where(allowed[found] & (found >= 0), found, -1)
+            if length == len(self._rows) or ((found >= 0).sum(1) >= k).all():
+                return self._ordered(queries, found, k)
+            length *= 4
+
+    def _ordered(self, queries: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best k of the candidates `found (Q, S)`, -1 where there are fewer, by the rows themselves."""
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        for i, (query, candidates) in enumerate(zip(queries, found)):
+            candidates = np.sort(candidates[candidates >= 0])  # in the order of the disk
+            cosines = self._rows[candidates].astype(np.float32) @ query
+            best = np.argsort(-cosines, kind="stable")[:k]
+            scores[i, :len(best)], rows[i, :len(best)] = cosines[best], candidates[best]
+        return scores, rows

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 THUMBNAIL = 256  # pixels: the longer side of a thumbnail
-QUALITY = 85
+QUALITY = 90
 AHEAD = 3  # batches decoded ahead of the model
 
 
@@ -167,7 +167,7 @@ def thumbnail(image: Image.Image) -> bytes:
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.info.clear()
     out = io.BytesIO()
-    small.save(out, "JPEG", quality=QUALITY)
+    small.save(out, "JPEG", quality=QUALITY, subsampling=0)  # full colour: thumbnails are small, edges matter
     return out.getvalue()
 
 

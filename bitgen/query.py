@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,20 @@ PARTS = ("vision.", "project.", "norm_image.", "itc_image.", "text.", "itc_text.
 """Weights that contrastive features come from; memory, fusion and decoder have no part in them."""
 
 
+@dataclass
+class Hits:
+    """What Q queries found, best first; a query may have found fewer than were asked for."""
+
+    ids: list[list[str]]
+    """Ids of pictures; where captions were searched, of the pictures that they belong to."""
+    scores: list[list[float]]
+    """Cosines."""
+    texts: list[list[str]] | None = None
+    """The captions, where captions were searched."""
+    matches: list[list[float]] | None = None
+    """Probability that query and result belong together, where they were re-ranked."""
+
+
 class Encoder:
     """A model with its processor, as a maker of features."""
 
@@ -29,6 +44,7 @@ class Encoder:
         self.model, self.processor = model, processor
         self.fingerprint = fingerprint(model, processor)
         self.width = model.config.hidden_size
+        self.image_size = processor.vision.image_size
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +74,40 @@ class Encoder:
         words = self.processor(text=list(texts))
         ids, mask = words["input_ids"].to(self.device), words["attention_mask"].bool().to(self.device)
         return self.model.text_tokens(ids, mask), mask
+
+
+    @torch.inference_mode()
+    def log_odds(self, images: Sequence, texts: Sequence[str]) -> np.ndarray:
+        """float32 (n,): log-odds that image i and caption i match; one image, or one caption, stands for all."""
+        image = self.model.image_tokens(self.processor(images=images)["pixel_values"].to(self.device))
+        text, mask = self.words(texts)
+        count = max(len(images), len(texts))
+        each = [torch.arange(count, device=self.device) if n == count else
+                torch.zeros(count, dtype=torch.int64, device=self.device) for n in (len(images), len(texts))]
+        logits = self.model.match_tokens(image.tokens, text.tokens, mask, tuple(each))
+        return (logits[:, 1] - logits[:, 0]).float().cpu().numpy()
+
+
+def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weight: float = 1.0) -> Hits:
+    """`hits` of Q queries in the order of ITC logit + `weight` x ITM log-odds; `matches` holds the probabilities.
+
+    queries: the words that found pictures, or the pictures (as `Processor` takes them) that found captions.
+    """
+    scale, ordered = float(encoder.model.scale().detach()), []
+    for i, query in enumerate(queries):
+        if not hits.ids[i]:
+            ordered.append(([], []))
+            continue
+        odds = (encoder.log_odds([index.image(name) for name in hits.ids[i]], [query]) if hits.texts is None
+                else encoder.log_odds([query], hits.texts[i]))
+        order = np.argsort(-(scale * np.asarray(hits.scores[i]) + weight * odds), kind="stable")
+        ordered.append((order, (1 / (1 + np.exp(-odds))).tolist()))
+
+    def sort(lists: Sequence[list]) -> list[list]:
+        return [[some[j] for j in order] for some, (order, _) in zip(lists, ordered)]
+
+    return Hits(sort(hits.ids), sort(hits.scores), hits.texts and sort(hits.texts),
+                sort([matches for _, matches in ordered]))
 
 
 def fingerprint(model: BitGen, processor: Processor) -> str:

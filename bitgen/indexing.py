@@ -1,0 +1,74 @@
+"""Filling an index: by one process, or in parts by the processes of `torchrun` and `accelerate launch`.
+
+With several processes each fills a store of its own, `DIR/parts/0-of-4` and so on, with its share of the pictures, and
+the first one copies them together when all are whole. Nothing but the folder is shared: no process group, and so no
+time-out when one process has slower pictures. Whatever is killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bitgen.gallery import Pictures, loaded
+from bitgen.listing import digest
+from bitgen.query import Encoder
+from bitgen.store import CATALOGUE, Store
+
+PARTS = "parts"
+POLL = 0.1  # seconds between two looks at what the other processes have done
+Progress = Callable[[int, int], None]
+
+
+def fill(store: Store, source: Pictures, encoder: Encoder, batch_size: int = 64, progress: Progress | None = None,
+         done: Store | None = None) -> None:
+    """Encode the pictures that are not in `store` (or `done`) yet; unreadable ones are noted as skipped."""
+    stores = [store] if done is None else [store, done]
+    missing = [i for i, name in enumerate(source.ids) if not any(one.catalogue.has(name) for one in stores)]
+    already = len(source) - len(missing)
+    for batch in loaded(source.select(missing), encoder.image_size, batch_size, progress, already):
+        if batch.items:
+            texts = [text for item in batch.items for text in item.captions] if store.with_captions else []
+            spoken = encoder.text(texts) if texts else np.empty((0, store.width), np.float32)
+            store.append(batch.items, batch.thumbnails, encoder.pixels(batch.pixels), spoken)
+        if batch.bad:
+            with store.catalogue.transaction():
+                store.catalogue.skip(batch.bad)
+
+
+def fill_in_parts(folder: Path, source: Pictures, create: Callable[[Path], Store], rank: int, world: int,
+                  **how) -> Store:
+    """What `fill` does, by process `rank` of `world`; returns the whole store when all have done their share."""
+    shares = [source.select(range(len(source) * r // world, len(source) * (r + 1) // world)) for r in range(world)]
+    places = [folder / PARTS / f"{r}-of-{world}" for r in range(world)]
+    part = create(places[rank])
+    fill(part, shares[rank], done=Store(folder) if (folder / CATALOGUE).exists() else None, **how)
+    with part.catalogue.transaction():
+        part.catalogue.set_fact("whole", digest(*shares[rank].ids))
+    if rank:
+        while (folder / PARTS).exists():
+            time.sleep(POLL)
+        return Store(folder)
+    for place, share in zip(places, shares):
+        while not _whole(place, share):
+            time.sleep(POLL)
+    whole = create(folder)
+    for place in sorted((folder / PARTS).iterdir()):
+        whole.copy(Store(place))
+    shutil.rmtree(folder / PARTS)
+    return whole
+
+
+def processes() -> tuple[int, int]:
+    """(this process's number, how many there are), as `torchrun` and `accelerate launch` tell them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _whole(place: Path, share: Pictures) -> bool:
+    """Has the process of this part done all of its share?"""
+    return (place / CATALOGUE).exists() and Store(place).catalogue.fact("whole") == digest(*share.ids)
