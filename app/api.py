@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+from app import caption as caption_module
 from app import limits
 from app import search as search_module
 from app.bench import Bench
@@ -55,7 +56,23 @@ def endpoints(bench: Bench) -> list:
         return [{"name": hit.name, "caption": hit.text, "score": round(hit.score, 6), "match": hit.match,
                  "rank_by_score": hit.before} for hit in answer.hits]
 
-    return [search]
+    def caption(image: str, way: Literal["greedy", "beam", "nucleus"] = "greedy", run: str = "",
+                checkpoint: str = "") -> list[str]:
+        """Caption an image (base64): one caption, or several different ones by nucleus sampling."""
+        with tempfile.TemporaryDirectory() as folder:
+            return caption_module.caption(bench, view(run, checkpoint), _file(image, folder), way)
+
+    def match(image: str, texts: list[str], run: str = "", checkpoint: str = "") -> list[dict]:
+        """Score texts against an image (base64), best first.
+
+        Returns for each text: similarity (cosine), match (probability that they belong together) and share (softmax
+        over the texts; 1 / number of texts is chance).
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            found = caption_module.scores(bench, view(run, checkpoint), _file(image, folder), texts)
+        return [score._asdict() for score in found]
+
+    return [search, caption, match]
 
 
 def check_mcp() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from app.gallery import Gallery, Progress, Uploads, encode, open_pictures, silent
+from app.gallery import Gallery, Progress, Uploads, find_pictures, indexes, open_gallery, silent
 from app.models import Choice, Loaded, Models, Recent, View, find_runs
 
 GALLERIES = 4  # encoded galleries in memory, uploads included
@@ -23,7 +23,7 @@ class Bench:
         local = run is not None and Path(run).is_dir()
         self.models = Models(([run] if local and run not in offered else []) + offered)
         self.uploads = Uploads()
-        self._galleries = Recent(self._encode, GALLERIES)
+        self._galleries = Recent(self._open, GALLERIES)
         run = run or (offered[0] if offered else None)
         self.start = None if run is None else View(Choice(run), gallery or _trained_on(run))
         self.gallery_names = [gallery] if gallery else []
@@ -57,13 +57,13 @@ class Bench:
             self.uploads.drop(view.gallery)
             self._galleries.drop(lambda other: other.gallery == view.gallery)
 
-    def _encode(self, view: View, progress: Progress = silent) -> Gallery:
+    def _open(self, view: View, progress: Progress = silent) -> Gallery:
         loaded = self.models.get(view.choice)
         if view.gallery.startswith("upload-"):
-            pictures = self.uploads.get(view.gallery)
+            source, folder = self.uploads.pictures(view.gallery)
         else:
-            pictures = open_pictures(view.gallery, loaded.processor.vision.image_size)
-        return encode(loaded, pictures, progress)
+            source, folder = find_pictures(view.gallery, loaded.processor.vision.image_size), indexes()
+        return open_gallery(source, loaded, folder, progress)
 
 
 def _trained_on(run: str) -> str:

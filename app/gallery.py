@@ -1,33 +1,39 @@
-"""Galleries: pictures with captions and tags, their features by one model, and what visitors upload.
+"""Galleries: pictures with captions and tags, indexed for one model; and what visitors upload.
 
-N images, M captions (any number an image, also none), D width.
+An index lies in the cache of the computer and is opened again at the next start; an upload's lies in a temporary
+folder of its own and goes with it. N pictures, D width.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
+import random
 import secrets
+import shutil
+import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from app import limits
 from app.models import Loaded
+from bitgen.cache import cache_folder
 from bitgen.config import DataConfig
 from bitgen.data import open_data
+from bitgen.gallery import Pictures, of_data, of_files, of_folder
 from bitgen.images import BadImage, safe_open_image
+from bitgen.index import Index
+from bitgen.query import Encoder
 
-SIDE = 512  # longest side of a picture that is kept of an upload, pixels
-BATCH = 64
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+EXAMPLES = 400  # pictures that captions to try, and what a random result scores, are taken from
 Progress = Callable[[float, str], None]
 
 
@@ -35,173 +41,181 @@ def silent(share: float, text: str) -> None:
     """The progress of what nobody watches."""
 
 
-@dataclass
-class Pictures:
-    """What a gallery shows, whatever the model: N pictures with names, captions and tags."""
+class Gallery:
+    """An index with the model it was made for. Searched by all visitors, changed by none.
 
-    names: list[str]
-    captions: list[list[str]]
-    tags: list[tuple[str, ...]]
-    read: Callable[[int], Image.Image]
-    """Picture i, RGB."""
+    Pictures are known by their id.
+    """
+
+    def __init__(self, index: Index, encoder: Encoder, source: Pictures):
+        self.index, self.encoder, self.ids = index, encoder, index.ids()
+        self._source, self._place = source, {name: i for i, name in enumerate(source.ids)}
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.ids)
 
+    def captions(self, name: str) -> list[str]:
+        """What is said of a picture; may be empty."""
+        return self.index.item(name).captions
 
-@dataclass
-class Gallery:
-    """Pictures and their features by one model; searched, never changed."""
+    def picture(self, name: str) -> Image.Image:
+        """A picture to show, RGB, at most 256 pixels a side."""
+        return Image.open(io.BytesIO(self.index.thumbnail(name))).convert("RGB")
 
-    pictures: Pictures
-    images: Tensor
-    """(N, D), unit length."""
-    texts: Tensor
-    """(M, D), unit length."""
-    owner: Tensor
-    """(M,) int64: the picture of each caption."""
-    lines: list[str] = field(default_factory=list)
-    """The M captions."""
+    def original(self, name: str) -> Image.Image:
+        """A picture for the model to look at, RGB: from where it came, or as it is shown where that has gone."""
+        source = self._source.sources[self._place[name]] if name in self._place else None
+        try:
+            return safe_open_image(source() if callable(source) else source)
+        except BadImage:
+            return self.picture(name)
 
     @cached_property
-    def said_of(self) -> dict[str, int]:
-        """From a caption to the first picture that it is said of: the truth of a query that is a caption."""
-        return {line: int(i) for line, i in reversed(list(zip(self.lines, self.owner)))}
+    def sample(self) -> list[str]:
+        """Ids of some pictures, the same ones every time."""
+        return random.Random(0).sample(self.ids, min(EXAMPLES, len(self.ids)))
+
+    @cached_property
+    def sample_features(self) -> np.ndarray:
+        """Their features (n, D): what a random picture scores."""
+        return self.index.features(self.sample)
 
     @cached_property
     def tags(self) -> list[str]:
         """Every tag that any picture has."""
-        return sorted({tag for tags in self.pictures.tags for tag in tags})
+        return sorted({tag for tags in self._source.tags for tag in tags})
+
+    @cached_property
+    def said_of(self) -> dict[str, str]:
+        """From a caption to the first picture that it is said of: the right answer for a query that is a caption."""
+        said: dict[str, str] = {}
+        for name, captions in zip(self._source.ids, self._source.captions):
+            for line in captions:
+                said.setdefault(line, name)
+        return said
 
 
-@torch.no_grad()
-def encode(loaded: Loaded, pictures: Pictures, progress: Progress = silent) -> Gallery:
-    """The gallery of `pictures` by one model."""
-    model, processor = loaded
-    images, texts = [], []
-    for start in range(0, len(pictures), BATCH):
-        progress(start / len(pictures), f"Encoding {len(pictures):,} pictures")
-        batch = [pictures.read(i) for i in range(start, min(start + BATCH, len(pictures)))]
-        images.append(model.encode_image(**processor(images=batch)))
-    lines = [line for captions in pictures.captions for line in captions]
-    for start in range(0, len(lines), 4 * BATCH):
-        progress(start / len(lines), f"Encoding {len(lines):,} captions")
-        texts.append(model.encode_text(**processor(text=lines[start:start + 4 * BATCH])))
-    owner = [i for i, captions in enumerate(pictures.captions) for _ in captions]
-    width = images[0].shape[1]
-    return Gallery(pictures, torch.cat(images), torch.cat(texts) if texts else torch.empty(0, width),
-                   torch.tensor(owner, dtype=torch.int64), lines)
+def open_gallery(source: Pictures, loaded: Loaded, folder: Path, progress: Progress = silent) -> Gallery:
+    """The gallery of `source` for one model, indexed below `folder` as far as it is not yet.
+
+    Raises `ValueError` where no picture can be read.
+    """
+    encoder = Encoder(*loaded)
+    name = hashlib.blake2b(f"{source.name} {encoder.fingerprint}".encode(), digest_size=12).hexdigest()
+    index = Index.build(folder / name, source, encoder,
+                        progress=lambda done, total: progress(done / total, f"Encoding {total:,} pictures"))
+    gone = set(index.ids()) - set(source.ids)
+    if gone:
+        index.remove(gone)
+    if not len(index):
+        reasons = "; ".join(f"{Path(file).name}: {why}" for file, why in list(index.skipped.items())[:5])
+        raise ValueError(f"no picture can be used. {reasons}")
+    return Gallery(index, encoder, source)
 
 
-# Where pictures come from ---------------------------------------------------------------------------------
+def indexes() -> Path:
+    """Where the indexes of this computer's galleries lie."""
+    return cache_folder(None) / "galleries"
 
 
-def open_pictures(root: str, image_size: int) -> Pictures:
+def find_pictures(root: str, image_size: int) -> Pictures:
     """The held-out images of a data set, or every image in a folder. Raises `ValueError` for neither."""
-    folder = Path(root).expanduser()
-    try:
-        return _of_data(root, image_size)
-    except ValueError as error:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-        if not files:
-            raise ValueError(f"gallery {root!r}: no data set and no folder of images: {error}") from None
-        return Pictures([path.name for path in files], [[] for _ in files], [() for _ in files],
-                        lambda i: safe_open_image(files[i], at_least=SIDE))
-
-
-def _of_data(root: str, image_size: int) -> Pictures:
-    """The test split of a data set, or what it has instead."""
-    error = None
+    errors = []
     for split in ("test", "val", "train"):
         try:
             data = open_data(DataConfig(root=root), split, image_size)
-        except ValueError as found:
-            error = error or found
+        except ValueError as error:
+            errors.append(str(error))
             continue
-        truth = data.truth or [{} for _ in range(len(data))]
-        return Pictures(data.image_ids, data.captions, [_tags(scene) for scene in truth], partial(_picture, data))
-    raise error
+        tags = [_tags(scene) for scene in data.truth] if data.truth else [[]] * len(data)
+        return dataclasses.replace(of_data(data), name=f"{root} {split} {image_size}", tags=tags)
+    if Path(root).expanduser().is_dir():
+        return of_folder(Path(root))
+    raise ValueError(f"gallery {root!r}: {errors[0]}")
 
 
-def _picture(data, i: int) -> Image.Image:
-    return data[i].image
-
-
-def _tags(scene: dict) -> tuple[str, ...]:
-    """What a generated scene shows, as tags to filter by."""
-    tags = {f"{field}: {thing[field]}" for thing in scene.get("objects", ())
-            for field in ("colour", "shape", "size", "texture")}
-    if scene:
-        tags |= {f"objects: {len(scene['objects'])}", f"background: {scene['background']}"}
-    return tuple(sorted(tags))
-
-
-# Uploads --------------------------------------------------------------------------------------------------
+def _tags(scene: dict) -> list[str]:
+    """What a generated scene shows, to filter by."""
+    fields = ("colour", "shape", "size", "texture")
+    tags = {f"{field}: {thing[field]}" for thing in scene["objects"] for field in fields}
+    return sorted(tags | {f"objects: {len(scene['objects'])}", f"background: {scene['background']}"})
 
 
 class Uploads:
-    """Galleries that visitors brought, each under a key that nobody can guess; in memory and bounded."""
+    """Pictures that visitors brought, each upload under a key that nobody can guess; bounded in number and time."""
 
     def __init__(self, keep: int = limits.UPLOADS, seconds: float = limits.UPLOAD_SECONDS):
         self._keep, self._seconds = keep, seconds
-        self._there: OrderedDict[str, tuple[float, Pictures]] = OrderedDict()
+        self._temporary = tempfile.TemporaryDirectory(prefix="bitgen-uploads-")  # goes when the server stops
+        self._folder = Path(self._temporary.name)
+        self._used: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, files: Sequence[str], names: Sequence[str] | None = None,
-            progress: Progress = silent) -> tuple[str, list[str]]:
+    def add(self, files: Sequence[str], loaded: Loaded, progress: Progress = silent) -> tuple[str, list[str]]:
         """The key of a new gallery and, for each file that was left out, its name with the reason.
 
-        Each image is re-encoded as a JPEG of at most `SIDE` pixels: position data and anything appended go.
-        Raises `ValueError` where no file can be used.
+        Raises `ValueError` for too many files or bytes, and where no file can be used.
         """
-        names = [Path(file).name for file in files] if names is None else list(names)
         if len(files) > limits.FILES:
             raise ValueError(f"{len(files)} files; at most {limits.FILES} at a time")
         if sum(Path(file).stat().st_size for file in files) > limits.UPLOAD_BYTES:
             raise ValueError(f"more than {limits.UPLOAD_BYTES // 10**6} MB in one upload")
-        kept, refused = [], []
-        for i, (file, name) in enumerate(zip(files, names)):
-            progress(i / len(files), f"Reading {len(files)} files")
-            try:
-                kept.append((name, _shrunk(safe_open_image(file, at_least=SIDE))))
-            except BadImage as error:
-                refused.append(f"{name}: {str(error).removeprefix(f'{file}: ')}")
-        if not kept:
-            raise ValueError("none of the files is a picture that can be used. " + "; ".join(refused[:5]))
-        data = [jpeg for _, jpeg in kept]
-        pictures = Pictures([name for name, _ in kept], [[] for _ in kept], [() for _ in kept],
-                            lambda i: safe_open_image(data[i]))
         key = f"upload-{secrets.token_hex(16)}"
+        source = dataclasses.replace(of_files(files), name=key)
+        try:
+            gallery = open_gallery(source, loaded, self._folder / key, progress)
+        except ValueError:
+            self.drop(key)
+            raise
         with self._lock:
-            self._there[key] = time.monotonic(), pictures
-            self._forget_old()
-        return key, refused
+            self._used[key] = time.monotonic()
+        self.forget_old()
+        reasons = gallery.index.skipped
+        return key, [f"{name}: {_reason(reasons[name])}" for name in source.ids if name in reasons]
 
-    def get(self, key: str) -> Pictures:
-        """The pictures of an upload. Raises `ValueError` where it is no longer kept."""
+    def pictures(self, key: str) -> tuple[Pictures, Path]:
+        """The pictures of an upload, to be indexed for another model, and the folder for it.
+
+        Raises `ValueError` where it is no longer kept.
+        """
+        self.forget_old()
         with self._lock:
-            self._forget_old()
-            if key not in self._there:
+            if key not in self._used:
                 raise ValueError("the uploaded pictures are no longer on the server: upload them again")
-            self._there[key] = time.monotonic(), self._there.pop(key)[1]
-            return self._there[key][1]
+            self._used[key] = time.monotonic()
+            self._used.move_to_end(key)
+        first = Index.open(next((self._folder / key).iterdir()))
+        names = first.ids()
+        return Pictures(key, names, [_Kept(first, name) for name in names], [[]] * len(names),
+                        [[]] * len(names)), self._folder / key
 
     def drop(self, key: str) -> None:
         """Forget an upload, if it is there."""
         with self._lock:
-            self._there.pop(key, None)
+            self._used.pop(key, None)
+        shutil.rmtree(self._folder / key, ignore_errors=True)
 
-    def _forget_old(self) -> None:
-        while self._there:
-            key, (used, _) = next(iter(self._there.items()))
-            if len(self._there) <= self._keep and time.monotonic() - used <= self._seconds:
+    def forget_old(self) -> None:
+        """Drop what was not used for long, and the oldest beyond `keep`."""
+        while self._used:
+            key, used = next(iter(self._used.items()))
+            if len(self._used) <= self._keep and time.monotonic() - used <= self._seconds:
                 return
-            del self._there[key]
+            self.drop(key)
 
 
-def _shrunk(image: Image.Image) -> bytes:
-    image = image.copy()
-    image.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=92)
-    return file.getvalue()
+@dataclasses.dataclass(slots=True)
+class _Kept:
+    """A picture of an upload, as it was kept."""
+
+    index: Index
+    name: str
+
+    def __call__(self) -> bytes:
+        return self.index.thumbnail(self.name)
+
+
+def _reason(message: str) -> str:
+    """Why a file was left out, without the path it has on the server."""
+    reason = message.partition(": ")[2]
+    return "not a JPEG, PNG, WebP, GIF or BMP picture" if reason.startswith("UnidentifiedImageError") else reason

@@ -28,10 +28,10 @@ import gradio as gr
 from app import api, limits
 from app.bench import Bench
 from app.guard import Guard
-from app.pages import ASK, LOAD, Shell, choose, plain, search, watched
+from app.pages import ASK, LOAD, Shell, caption, choose, plain, search, watched
 from app.theme import CSS, theme
 
-PAGES = (search,)
+PAGES = (search, caption)
 
 EMPTY = """
 ## No model yet

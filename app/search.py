@@ -1,6 +1,6 @@
 """The Search tab's callbacks: words and pictures find pictures and captions. Plain functions, no gradio.
 
-Q = 1 query, N images, M captions, K candidates, D width.
+Q queries (one here), K candidates, D width.
 """
 
 from __future__ import annotations
@@ -10,36 +10,37 @@ import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from app import limits
 from app.bench import Bench
 from app.gallery import Gallery
-from app.models import Loaded, View
-from bitgen.images import safe_open_image
-from bitgen.model import unit
+from app.models import View
+from bitgen.query import mix
 
 Find = Literal["images", "captions"]
+PLAIN = ("a person outdoors", "something red", "a close-up", "two things side by side", "an empty street")
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for: words, a picture (of the gallery by place, or one of the visitor's own), or both."""
+    """What is looked for: words, a picture (of the gallery, or one of the visitor's own), or both."""
 
     words: str = ""
     less: str = ""
     """Words for what the results should have less of."""
-    place: int | None = None
+    name: str | None = None
     """A picture of the gallery."""
     file: str | None = None
-    """The visitor's own picture."""
+    """The visitor's own picture, a file."""
     weight: float = 0.5
     """Share of the words where there are both."""
 
-    def __bool__(self) -> bool:
-        return bool(self.words or self.less or self.place is not None or self.file)
+    @property
+    def pictured(self) -> bool:
+        """Whether a picture is part of it."""
+        return self.name is not None or self.file is not None
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,21 @@ class Wish:
     contains: str = ""
     """Text that one of the picture's captions must have."""
     tags: tuple[str, ...] = ()
-    """Tags that the picture must have, all of them."""
+    """Tags of which the picture must have one."""
     rerank: bool = False
     """Put the first candidates in the order of contrast and matching together."""
+
+    @property
+    def where(self) -> dict:
+        """The filters as an index takes them."""
+        return ({"caption": self.contains} if self.contains else {}) | ({"tag": list(self.tags)} if self.tags else {})
 
 
 class Hit(NamedTuple):
     """One result."""
 
-    place: int
-    """The picture, by its place in the gallery."""
     name: str
+    """The picture's id."""
     text: str
     """The caption that was found, or the picture's first one."""
     score: float
@@ -79,13 +84,13 @@ class Answer:
     """Results, best first, and what they are to be held against."""
 
     hits: list[Hit]
-    find: Find
+    wish: Wish
     searched: int
-    """Candidates that passed the filters."""
+    """Pictures in the gallery."""
     typical: float
-    """Mean similarity of all candidates: what a random result would score."""
-    rank: float | None
-    """Rank of the right answer, where the query is of the gallery itself."""
+    """Mean similarity of the gallery's pictures: what a random one scores."""
+    rank: int | None
+    """Rank of the right answer by similarity alone, where the query is of the gallery itself."""
     chance: float | None
     """The rank that a random order would give it, in expectation."""
     seconds: float
@@ -96,82 +101,61 @@ def search(bench: Bench, view: View, query: Query, wish: Wish = Wish()) -> Answe
     """The best of the view's gallery for a query. Raises `ValueError` for an empty query or a setting out of range."""
     started = time.perf_counter()
     _check(query, wish)
-    loaded, gallery = bench.model(view), bench.gallery(view)
-    feature = query_feature(loaded, gallery, query)
-    keys = gallery.images if wish.find == "images" else gallery.texts
-    owner = torch.arange(len(gallery.images)) if wish.find == "images" else gallery.owner
-    allowed = _allowed(gallery, wish)[owner]
-    if wish.find == "images" and query.place is not None:
-        allowed = allowed & (owner != query.place)
-    candidates = allowed.nonzero().flatten()
-    if not len(candidates):
-        reason = "this gallery has no captions" if not len(keys) else "the filters leave nothing"
-        return Answer([], wish.find, 0, 0.0, None, None, time.perf_counter() - started, reason)
-    scores = keys[candidates] @ feature
-    order = scores.argsort(descending=True, stable=True)
-    kept = order[scores[order] >= wish.floor][:max(wish.top, limits.CANDIDATES if wish.rerank else 0)]
-    hits = [_hit(gallery, wish, int(owner[candidates[i]]), int(candidates[i]), float(scores[i]), None, place + 1)
-            for place, i in enumerate(kept)]
+    gallery = bench.gallery(view)
+    feature = query_feature(gallery, query)
+    captions, itself = wish.find == "captions", wish.find == "images" and query.name is not None
+    wanted = max(wish.top, limits.CANDIDATES if wish.rerank else 0) + itself
+    found = gallery.index.search(feature, wanted, captions=captions, where=wish.where, threshold=wish.floor)
+    texts = found.texts[0] if captions else [next(iter(gallery.captions(name)), "") for name in found.ids[0]]
+    rows = [row for row in zip(found.ids[0], texts, found.scores[0]) if not itself or row[0] != query.name]
+    hits = [Hit(*row, None, rank) for rank, row in enumerate(rows, 1)]
     note = ""
     if wish.rerank:
-        hits, note = _reranked(loaded, gallery, query, wish, hits)
-    rank, chance = _truth(gallery, query, wish, owner[candidates], scores)
-    return Answer(hits[:wish.top], wish.find, len(candidates), float(scores.mean()), rank, chance,
-                  time.perf_counter() - started, note)
+        hits, note = _reranked(gallery, query, wish, hits)
+    rank, chance = _truth(gallery, query, wish, feature)
+    return Answer(hits[:wish.top], wish, len(gallery), float((gallery.sample_features @ feature[0]).mean()), rank,
+                  chance, time.perf_counter() - started, note)
 
 
-@torch.no_grad()
-def query_feature(loaded: Loaded, gallery: Gallery, query: Query) -> Tensor:
-    """The query as one unit vector (D,): words and picture by weight, less what is unwanted."""
-    words = _text_feature(loaded, query.words) if query.words else None
-    image = None
-    if query.file:
-        image = loaded.model.encode_image(**loaded.processor(images=[query.file]))[0]
-    elif query.place is not None:
-        image = gallery.images[query.place]
-    if words is not None and image is not None:
-        mixed = query.weight * words + (1 - query.weight) * image
-    else:
-        mixed = words if image is None else image
+def query_feature(gallery: Gallery, query: Query) -> np.ndarray:
+    """The query as one unit vector (1, D): words and picture by weight, less what is unwanted."""
+    encoder, both = gallery.encoder, bool(query.words) and query.pictured
+    parts = []
+    if query.words:
+        parts.append((encoder.text([query.words]), query.weight if both else 1))
+    if query.pictured:
+        picture = encoder.images([query.file]) if query.file else gallery.index.features([query.name])
+        parts.append((picture, 1 - query.weight if both else 1))
     if query.less:
-        unwanted = 0.5 * _text_feature(loaded, query.less)
-        mixed = -unwanted if mixed is None else mixed - unwanted
-    return unit(mixed)
+        parts.append((encoder.text([query.less]), -0.5))
+    features, weights = zip(*parts)
+    return mix(np.concatenate(features), weights)
 
 
 def examples(bench: Bench, view: View, count: int = 5) -> list[str]:
-    """Captions of the gallery to try, or plain words where it has none."""
-    lines = bench.gallery(view).lines
-    step = max(1, len(lines) // count)
-    return lines[::step][:count] or ["a person outdoors", "something red", "a close-up", "food on a table"]
+    """Short captions of the gallery to try, or plain words where it has none."""
+    gallery = bench.gallery(view)
+    lines = [line for name in gallery.sample for line in gallery.captions(name)]
+    return sorted(set(lines), key=lambda line: (len(line), line))[:count] or list(PLAIN[:count])
 
 
-def any_place(bench: Bench, view: View) -> int:
-    """A picture of the gallery, by place."""
-    return random.randrange(len(bench.gallery(view).pictures))
-
-
-def picture(bench: Bench, view: View, query: Query) -> Image.Image | None:
-    """The picture of a query, RGB."""
-    if query.file:
-        return safe_open_image(query.file)
-    return None if query.place is None else bench.gallery(view).pictures.read(query.place)
+def any_picture(bench: Bench, view: View) -> str:
+    """The id of a picture of the gallery, another one each time."""
+    return random.choice(bench.gallery(view).ids)
 
 
 def summary(answer: Answer) -> str:
     """One line about an answer: what was searched, how fast, and what chance would do."""
     if not answer.hits:
-        return answer.note or "Nothing is this similar: lower the smallest similarity."
-    parts = [f"{answer.searched:,} {answer.find} in {1000 * answer.seconds:.0f} ms",
-             f"best {answer.hits[0].score:.2f}, a random one {answer.typical:.2f}"]
+        return "Nothing passes the filters." if answer.wish.where else "Nothing is this similar."
+    parts = [f"{answer.searched:,} pictures in {1000 * answer.seconds:.0f} ms",
+             f"best {max(hit.score for hit in answer.hits):.2f}, a random one {answer.typical:.2f}"]
     if answer.rank is not None:
-        parts.append(f"the right one is at rank {answer.rank:,.0f} (by chance {answer.chance:,.0f})")
+        parts.append(f"the right one at rank {answer.rank:,}, by chance at {answer.chance:,.0f}")
     return " · ".join(parts + [answer.note] * bool(answer.note))
 
 
 def _check(query: Query, wish: Wish) -> None:
-    if not query:
-        raise ValueError("type some words or give a picture to search with")
     limits.text(query.words, "words")
     limits.text(query.less, "less of")
     limits.text(wish.contains, "captions containing")
@@ -180,67 +164,46 @@ def _check(query: Query, wish: Wish) -> None:
     limits.number(query.weight, "share of the words", 0, 1)
     if wish.find not in ("images", "captions"):
         raise ValueError(f"find: expected images or captions, got {wish.find!r}")
+    if not (query.words or query.less or query.pictured):
+        raise ValueError("type some words or give a picture to search with")
 
 
-def _text_feature(loaded: Loaded, words: str) -> Tensor:
-    return loaded.model.encode_text(**loaded.processor(text=[words]))[0]
-
-
-def _allowed(gallery: Gallery, wish: Wish) -> Tensor:
-    """(N,) bool: pictures that pass the filters."""
-    allowed = torch.ones(len(gallery.images), dtype=torch.bool)
-    if wish.contains:
-        wanted = wish.contains.casefold()
-        says = [any(wanted in line.casefold() for line in lines) for lines in gallery.pictures.captions]
-        allowed &= torch.tensor(says)
-    if wish.tags:
-        allowed &= torch.tensor([set(wish.tags) <= set(tags) for tags in gallery.pictures.tags])
-    return allowed
-
-
-def _hit(gallery: Gallery, wish: Wish, place: int, candidate: int, score: float, match: float | None,
-         before: int) -> Hit:
-    said = gallery.pictures.captions[place]
-    text = gallery.lines[candidate] if wish.find == "captions" else (said[0] if said else "")
-    return Hit(place, gallery.pictures.names[place], text, score, match, before)
-
-
-@torch.no_grad()
-def _reranked(loaded: Loaded, gallery: Gallery, query: Query, wish: Wish, hits: list[Hit]) -> tuple[list[Hit], str]:
+@torch.inference_mode()
+def _reranked(gallery: Gallery, query: Query, wish: Wish, hits: list[Hit]) -> tuple[list[Hit], str]:
     """The first candidates in the order of ITC logit + ITM log-odds, and a note where matching cannot judge."""
-    model, processor = loaded
+    model, processor = gallery.encoder.model, gallery.encoder.processor
     if not hits:
         return hits, ""
+    many, one = torch.arange(len(hits)), torch.zeros(len(hits), dtype=torch.int64)
     if wish.find == "images" and query.words:
-        pixels = processor(images=[gallery.pictures.read(hit.place) for hit in hits])["pixel_values"]
-        words = processor(text=[query.words])
-        pairs = torch.arange(len(hits)), torch.zeros(len(hits), dtype=torch.int64)
-    elif wish.find == "captions" and (query.file or query.place is not None):
-        shown = query.file or gallery.pictures.read(query.place)
-        pixels, words = processor(images=[shown])["pixel_values"], processor(text=[hit.text for hit in hits])
-        pairs = torch.zeros(len(hits), dtype=torch.int64), torch.arange(len(hits))
+        images, texts, pairs = [gallery.original(hit.name) for hit in hits], [query.words], (many, one)
+    elif wish.find == "captions" and query.pictured:
+        shown = query.file or gallery.original(query.name)
+        images, texts, pairs = [shown], [hit.text for hit in hits], (one, many)
     else:
         return hits, "not re-ranked: matching compares words with a picture"
-    image, text = model.image_tokens(pixels), model.text_tokens(**words)
+    words = processor(text=texts)
+    image = model.image_tokens(processor(images=images)["pixel_values"])
+    text = model.text_tokens(**words)
     logits = model.match_tokens(image.tokens, text.tokens, words["attention_mask"], pairs)
     odds = logits[:, 1] - logits[:, 0]
     total = model.scale() * torch.tensor([hit.score for hit in hits]) + odds
-    first = total.argsort(descending=True, stable=True).tolist()
-    return [hits[i]._replace(match=float(odds[i].sigmoid())) for i in first], ""
+    order = total.argsort(descending=True, stable=True).tolist()
+    return [hits[i]._replace(match=float(odds[i].sigmoid())) for i in order], ""
 
 
-def _truth(gallery: Gallery, query: Query, wish: Wish, owner: Tensor,
-           scores: Tensor) -> tuple[float | None, float | None]:
+def _truth(gallery: Gallery, query: Query, wish: Wish, feature: np.ndarray) -> tuple[int | None, float | None]:
     """(rank of the right answer, the rank a random order gives it) of a query that the gallery knows."""
-    words_alone = query.words and not query.less and query.place is None and not query.file
-    if wish.find == "images" and words_alone:
-        right = gallery.said_of.get(query.words)
-    elif wish.find == "captions" and query.place is not None and not query.words and not query.less:
-        right = query.place
-    else:
+    captions = wish.find == "captions"
+    if wish.where or query.less or query.file or captions != (query.name is not None and not query.words):
         return None, None
-    own = owner == right
-    if right is None or not own.any():
+    right = query.name if captions else gallery.said_of.get(query.words)
+    own = gallery.captions(right) if right is not None else []
+    if not own:
         return None, None
-    better = float((scores > scores[own].max() + 1e-6).sum())
-    return 1 + better, (len(scores) + 1) / (int(own.sum()) + 1)
+    keys = gallery.encoder.text(own) if captions else gallery.index.features([right])
+    score = float((keys @ feature[0]).max())
+    total = gallery.index.catalogue.count("captions") if captions else len(gallery)
+    # A little below its score: the index holds half precision.
+    at_least = gallery.index.search(feature, total, captions=captions, threshold=score - 1e-3).ids[0]
+    return 1 + at_least.index(right), (total + 1) / (len(own) + 1 if captions else 2)

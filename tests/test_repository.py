@@ -35,7 +35,7 @@ ORDER = """
     signs checks health
     accounting evaluate markdown facts record card
     repository upload outbox push
-    optimizer diagnostics attention geometry probes slots mistakes
+    optimizer diagnostics attention grounding geometry probes slots mistakes
     randomness strict_json admission wire download hub
     catalogue engine store gallery query indexing index
     batches validation journal snapshot trainer

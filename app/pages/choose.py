@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gradio as gr
 
 from app import limits
@@ -53,8 +55,9 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
     def upload(old, files, source, revision, checkpoint, progress=gr.Progress()):  # noqa: B008
         if not files:
             raise ValueError("no files were given")
-        key, out = bench.uploads.add(files, progress=watched(progress))
-        view = bench.open(chosen(source, revision, checkpoint, key), watched(progress))
+        view = chosen(source, revision, checkpoint, "")
+        key, out = bench.uploads.add(files, bench.model(view), watched(progress))
+        view = bench.open(replace(view, gallery=key), watched(progress))
         bench.close(old)
         return view, heading(bench, view), gr.Textbox("\n".join(out), visible=bool(out))
 
@@ -73,6 +76,6 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
 
 def heading(bench, view: View) -> str:
     """The line under the title: which model, which gallery, how large."""
-    pictures = len(bench.gallery(view).pictures)
+    pictures = len(bench.gallery(view))
     name = "your pictures" if view.gallery.startswith("upload-") else view.gallery
     return f"`{view.choice.title}` on `{name}` · {pictures:,} pictures"
