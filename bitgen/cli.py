@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status. Bad input prints one line that says what would be right."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"train": train, "evaluate": evaluate, "data": data, "pull": pull, "card": card, "doctor": doctor,
-                "push": push, "hub": hub}
+                "push": push, "hub": hub, "index": index, "search": search}
     if not argv or argv[0] not in commands:
         asked_for_help = bool(argv) and argv[0] in ("-h", "--help", "help")
         print(f"usage: bitgen {{{','.join(commands)}}} …\n\n"
@@ -153,6 +153,8 @@ def main(argv: list[str] | None = None) -> int:
               "  card       write the model card of a run: bitgen card runs/scenes\n"
               "  doctor     is it learning? bitgen doctor runs/scenes\n"
               "  push       send a run to the Hub: bitgen push runs/scenes --repo ORG/NAME\n"
+              "  index      encode a gallery: bitgen index photos/ --checkpoint runs/photos --out photos.index\n"
+              "  search     find pictures: bitgen search photos.index \"a dog on a beach\"\n"
               "  hub        look over or tidy up what is there: bitgen hub list ORG/NAME\n\n"
               "`bitgen COMMAND --help` tells more.", file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
@@ -298,6 +300,20 @@ def hub(argv: list[str]) -> int:
             return 0
         print(repository.squash(options.repo))
     return 0
+
+
+def index(argv: list[str]) -> int:
+    """`bitgen index`."""
+    from bitgen import index_commands
+
+    return index_commands.index(argv)
+
+
+def search(argv: list[str]) -> int:
+    """`bitgen search`."""
+    from bitgen import index_commands
+
+    return index_commands.search(argv)
 
 
 def _write(path: str, text: str) -> None:

@@ -6,7 +6,7 @@ import io
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from bitgen.catalogue import Item
+from bitgen.config import DataConfig
+from bitgen.dataset import open_data
+from bitgen.formats import recognise
 from bitgen.images import FORMATS, BadImage, safe_open_image, to_uint8
 from bitgen.tokenizer import clean
 
@@ -76,6 +79,23 @@ def pictures(source: str | Path | Dataset | Pictures | Sequence[str | Path]) -> 
     if isinstance(source, (str, Path)):
         return of_folder(Path(source))
     return of_data(source) if hasattr(source, "listing") else of_files(source)
+
+
+def find(root: str, split: str, image_size: int) -> Pictures:
+    """The pictures that `root` names: a data set's `split` where it is one, else every image in a folder, or one file.
+
+    Raises `ValueError` where it is neither.
+    """
+    path = Path(root).expanduser()
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return of_files([path])
+    try:
+        known = not path.is_dir() or bool(recognise(path))
+    except ValueError:
+        known = False
+    if not known:
+        return of_folder(path)
+    return replace(of_data(open_data(DataConfig(root=root), split, image_size)), name=f"{root} {split}")
 
 
 def of_folder(folder: Path) -> Pictures:

@@ -152,6 +152,16 @@ class Index:
         return self.store.rows("images")[[self.catalogue.row(name) for name in ids]].astype(np.float32)
 
     @property
+    def checkpoint(self) -> str | None:
+        """Run folder, checkpoint folder or Hub id of the model, where whoever built the index said so."""
+        return self.catalogue.fact("checkpoint")
+
+    def made_by(self, checkpoint: str) -> None:
+        """Note where the model of this index is to be found."""
+        with self.catalogue.transaction():
+            self.catalogue.set_fact("checkpoint", checkpoint)
+
+    @property
     def skipped(self) -> dict[str, str]:
         """Files that could not be read, with the reason."""
         return self.catalogue.skipped()

@@ -37,7 +37,7 @@ ORDER = """
     repository upload outbox push
     optimizer diagnostics attention grounding geometry probes slots mistakes
     randomness strict_json admission wire download hub
-    catalogue engine store gallery query indexing index
+    catalogue engine store gallery query indexing index parquet index_commands
     batches validation journal snapshot trainer
     cli __main__
 """.split()
