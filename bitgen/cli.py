@@ -138,11 +138,27 @@ class Squash:
     """Do not ask."""
 
 
+@dataclass
+class App:
+    """Search, caption and look inside a model in the browser; served to this computer only unless told otherwise."""
+
+    run: tyro.conf.Positional[str | None] = None
+    """Run folder or Hub id; by default the newest run under runs/, if there is one."""
+    gallery: str | None = None
+    """What is searched: a folder of images, or a data set as `data.root` of training takes it."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets others in."""
+    port: int | None = None
+    """Port; by default the first free one from 7860."""
+    mcp: bool = False
+    """Offer the endpoints to agents too (needs gradio[mcp])."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status. Bad input prints one line that says what would be right."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"train": train, "evaluate": evaluate, "data": data, "pull": pull, "card": card, "doctor": doctor,
-                "push": push, "hub": hub, "index": index, "search": search}
+                "push": push, "hub": hub, "app": app, "index": index, "search": search}
     if not argv or argv[0] not in commands:
         asked_for_help = bool(argv) and argv[0] in ("-h", "--help", "help")
         print(f"usage: bitgen {{{','.join(commands)}}} …\n\n"
@@ -155,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
               "  push       send a run to the Hub: bitgen push runs/scenes --repo ORG/NAME\n"
               "  index      encode a gallery: bitgen index photos/ --checkpoint runs/photos --out photos.index\n"
               "  search     find pictures: bitgen search photos.index \"a dog on a beach\"\n"
-              "  hub        look over or tidy up what is there: bitgen hub list ORG/NAME\n\n"
+              "  hub        look over or tidy up what is there: bitgen hub list ORG/NAME\n"
+              "  app        search and look inside, in the browser: bitgen app runs/scenes\n\n"
               "`bitgen COMMAND --help` tells more.", file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
     try:
@@ -314,6 +331,17 @@ def search(argv: list[str]) -> int:
     from bitgen import index_commands
 
     return index_commands.search(argv)
+
+
+def app(argv: list[str]) -> int:
+    """`bitgen app`."""
+    options = tyro.cli(App, prog="bitgen app", args=argv)
+    try:
+        from app.main import launch
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the app needs {error.name}: pip install 'bitgen[app,index]'") from None
+    launch(options.run, options.gallery, options.host, options.port, options.mcp)
+    return 0
 
 
 def _write(path: str, text: str) -> None:
