@@ -1,9 +1,9 @@
 """What hostile checkpoints cost: `python benchmarks/hostile.py [--mutations N]`.
 
-Each case of `tests/strangers.py` is loaded in a process of its own; printed are seconds of processor time, memory beyond what
-the process had before, and the reason of the refusal. `--mutations` then changes random bytes of a valid checkpoint N times, each
-of which has to be refused or to load. The exit status is 1 where a case was not refused, took more than 5 s or 300 MB,
-or ran what it carried.
+Each case of `tests/strangers.py` is loaded in a process of its own; printed are seconds of processor time, memory
+beyond what the process had before, and the reason of the refusal. `--mutations` then changes random bytes of a valid
+checkpoint N times, each of which has to be refused or to load. The exit status is 1 where a case was not refused, took
+more than 5 s or 300 MB, or ran what it carried.
 """
 
 import argparse

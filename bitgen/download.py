@@ -104,7 +104,7 @@ class Commit:
             files, there = self.listing(folder)[0], ""
         missing = [name for name in limits if name not in files]
         if missing:
-            raise HubError(f"{self}/{folder}".rstrip("/") + f": no model here, {', '.join(missing)} missing{there}")
+            raise HubError(f"{self}/{folder}".rstrip("/") + f": lacks {', '.join(missing)}{there}")
         chosen = {name: files[name] for name in limits}
         for name, file in chosen.items():
             if file.size > limits[name]:
@@ -168,6 +168,8 @@ def _entry(entry: Any, folder: str, what: str) -> tuple[str, File | None]:
             raise ValueError(f"the path {path!r:.80} leads elsewhere")
         if entry["type"] == "directory":
             return name, None
+        if entry["type"] != "file":
+            raise ValueError(f"{path!r:.80} is neither file nor directory")
         size, digest = (large["size"], large["oid"]) if large else (entry["size"], entry["oid"])
         if type(size) is not int or size < 0 or not re.fullmatch("[0-9a-f]{64}" if large else "[0-9a-f]{40}", digest):
             raise ValueError(f"size {size!r:.80} and hash {digest!r:.80} of {path!r:.80}")

@@ -27,6 +27,8 @@ from bitgen.strict_json import brief, parse
 
 SILENCE = 10.0
 """Seconds to wait for a connection, and for the next bytes of an answer."""
+PAUSE = 1.0
+"""Seconds before the second and last attempt."""
 SLOWEST = 10_000
 """Bytes a second, on average and after the first 30 seconds, below which a download ends."""
 ANSWER = 4_000_000
@@ -99,11 +101,11 @@ def _explained(error: Exception, what: str) -> HubError:
 
 
 def twice(action: Callable[[], T]) -> T:
-    """The action, and a second later once more where its failure may pass."""
+    """The action, and after a pause once more where its failure may pass."""
     try:
         return action()
     except HubError as error:
         if not error.passing or constants.is_offline_mode():
             raise
-        time.sleep(1)
+        time.sleep(PAUSE)
         return action()
