@@ -31,7 +31,7 @@ ORDER = """
     listing shards annotations formats cache streamed dataset
     processing negatives data prepare
     model
-    objective checkpoint logs exits precision
+    objective leak checkpoint logs exits precision
     signs checks health
     accounting evaluate markdown facts record card
     repository upload outbox push
