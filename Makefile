@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test tensorboard lab bench lint clean
+.PHONY: help demo app test tensorboard lab bench lint clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 20
@@ -17,7 +17,10 @@ demo: $(VENV)/with-core ## render scenes, train on them, evaluate on unseen ones
 	$(RUN) -m bitgen evaluate runs/scenes --data scenes --split test --json runs/scenes/test.json
 	@echo "The run is in runs/scenes: test.json has the numbers, make tensorboard shows the curves."
 
-test: $(VENV)/with-dev,viz,data ## the whole test suite
+app: $(VENV)/with-app,index ## search and look inside what make demo trained, in the browser
+	$(RUN) -m bitgen app
+
+test: $(VENV)/with-dev,viz,data,app,index $(VENV)/browser ## the whole test suite, with a real browser
 	$(RUN) -m pytest -q
 
 tensorboard: $(VENV)/with-core ## the curves of every run under runs/
@@ -40,6 +43,15 @@ clean: ## removes .venv and caches; runs/ stays
 $(VENV)/with-%: pyproject.toml constraints.txt $(RUN)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(if $(filter-out core,$*),[$*])'
 	@touch $@
+
+# A browser for the app's tests: an installed Chromium, else Debian's (as root), else Playwright's own. Where none can be
+# had, those tests are skipped, and the summary says so.
+$(VENV)/browser: $(RUN)
+	@for name in chromium chromium-browser google-chrome; do command -v $$name && break; done >$@ \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+	     && apt-get install -y -qq --no-install-recommends chromium >/dev/null && command -v chromium >$@; } \
+	|| { $(RUN) -m playwright install chromium-headless-shell >/dev/null && echo playwright >$@; } \
+	|| { echo "no browser could be installed: the app's browser tests will be skipped" >&2; : >$@; }
 
 $(RUN):
 	@test -n "$(PYTHON)" || { echo "BitGen needs Python 3.11 or newer on the PATH (or make PYTHON=/path/to/python3.11)" >&2; exit 1; }
