@@ -46,7 +46,7 @@ $(VENV)/with-%: pyproject.toml constraints.txt $(RUN)
 
 # A browser for the app's tests: an installed Chromium, else Debian's (as root), else Playwright's own. Where none can be
 # had, those tests are skipped, and the summary says so.
-$(VENV)/browser: $(RUN)
+$(VENV)/browser: $(RUN) | $(VENV)/with-dev,viz,data,app,index
 	@for name in chromium chromium-browser google-chrome; do command -v $$name && break; done >$@ \
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
 	     && apt-get install -y -qq --no-install-recommends chromium >/dev/null && command -v chromium >$@; } \
