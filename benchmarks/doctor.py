@@ -105,8 +105,8 @@ KINDS = {
     "leaked decoder": Kind("text collapse", 260, leaked_decoder),
     "memory written once": Kind("memory quality", 160, memory_written_once),
     "queue false negatives": Kind("queue", 280, queue_without_ids, {"data": {"limit": 64}, "loss": {"queue": 4096}}),
-    "label-free ITM": Kind("matching", 400, random_labels),
-    "healthy": Kind(None, 400),
+    "label-free ITM": Kind("matching", 340, random_labels),
+    "healthy": Kind(None, 340),
 }
 
 

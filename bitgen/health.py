@@ -21,7 +21,7 @@ from bitgen.signs import Check, Facts, Row, Seen
 HEALTH = "health.json"
 GUIDE_STEPS = 2000  # in a shorter run the guide's steps come proportionally sooner,
 SOONEST = 0.2       # but never sooner than this share of them: learning takes steps, not shares of a run
-PERSISTENT = 3      # verdicts of BAD in a row before a run is called hopeless
+PERSISTENT = 3      # rows with the verdict BAD, one after the other, before a run is called hopeless
 
 log = logging.getLogger(__name__)
 
@@ -158,13 +158,14 @@ class Doctor:
 
         A second call for a step adds to its row. A disk that refuses is warned of once and stops nothing.
         """
-        if self.history and self.history[-1]["step"] == step:
-            self.history[-1] = self.history[-1] | row
-        else:
-            self.history.append({"step": step} | row)
+        new = not self.history or self.history[-1]["step"] != step
+        if new:
+            self.history.append({"step": step})
+        self.history[-1] = self.history[-1] | row
         before = {v.check: v.verdict for v in self.verdicts}
         self.verdicts = diagnose(self.history, self.facts)
-        self._bad_for = {v.check: self._bad_for.get(v.check, 0) + 1 for v in self.verdicts if v.verdict == "BAD"}
+        bad = [v.check for v in self.verdicts if v.verdict == "BAD"]
+        self._bad_for = {check: self._bad_for.get(check, 1 - new) + new for check in bad}
         self.news = [what for what in self._passed() if what not in self.ticked]
         self.ticked += self.news
         self._write(step)
@@ -172,7 +173,7 @@ class Doctor:
 
     @property
     def hopeless(self) -> Verdict | None:
-        """The first check that has been BAD for several updates in a row: reason enough to stop a run."""
+        """The first check that has been BAD for several rows, one after the other: reason enough to stop a run."""
         return next((v for v in self.verdicts if self._bad_for.get(v.check, 0) >= PERSISTENT), None)
 
     def _passed(self) -> list[str]:

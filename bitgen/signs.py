@@ -8,8 +8,9 @@ docstring says what the guide said. Nothing here imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -63,10 +64,19 @@ class Check:
 # What is measured -------------------------------------------------------------------------------------------
 
 
-def recent(history: list[Row], *names: str) -> list[Row]:
-    """The last training rows that hold finite numbers under all `names`."""
-    rows = [row for row in history if all(math.isfinite(row.get(name, math.nan)) for name in names)]
-    return rows[-min(RECENT, math.ceil(len(rows) / 2)):] if rows else []
+def recent(history: list[Row], *names: str, such: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+    """The last rows that hold finite numbers under all `names` (and are `such`), in their order."""
+    rows = list(islice((row for row in reversed(history) if _finite(row, names) and such(row)), 2 * RECENT))
+    return rows[:math.ceil(len(rows) / 2)][::-1]
+
+
+def _finite(row: Row, names: Iterable[str]) -> bool:
+    return all(math.isfinite(row.get(name, math.nan)) for name in names)
+
+
+def _with_parts(row: Row) -> bool:
+    """Whether a row has the gradient norms of the model's parts."""
+    return any(name.startswith("grad_norm/") for name in row)
 
 
 def _mean(rows: list[Row], name: str) -> float:
@@ -111,11 +121,11 @@ def gradient(history: list[Row], facts: Facts) -> Seen | None:
     has 1 to 40), a fall to a hundredth does not; and the parts are looked at apart, since a dead tower hides behind a
     decoder that learns.
     """
-    rows = [row for row in history if any(name.startswith("grad_norm/") for name in row)]
-    if len(rows) < 2 or not (now := recent(history, "grad_norm")):
+    first, last = list(islice(filter(_with_parts, history), 3)), recent(history, such=_with_parts)
+    now = recent(history, "grad_norm")
+    if len(first) < 2 or not now:
         return None
-    parts = [name for name in rows[0] if name.startswith("grad_norm/") and 0 < rows[0][name] < math.inf]
-    first, last = rows[:3], recent(rows)
+    parts = [name for name in first[0] if name.startswith("grad_norm/") and 0 < first[0][name] < math.inf]
     falls = [fmean(row.get(part, 0.0) for row in last) / fmean(row.get(part, 0.0) for row in first) for part in parts]
     return Seen(_mean(now, "grad_norm"), min((x for x in falls if math.isfinite(x)), default=1.0))
 
@@ -126,8 +136,7 @@ def tower(history: list[Row], facts: Facts) -> Seen | None:
     The guide: "check DINOv2 is trainable (should see 'Trainable' in logs)".
     """
     vision = facts.get("config", {}).get("vision", {})
-    rows = [row for row in history if any(name.startswith("grad_norm/") for name in row)]
-    rows = recent(rows, "grad_norm")
+    rows = recent(history, "grad_norm", such=_with_parts)
     if not rows or vision.get("pretrained") and vision.get("trainable") == "none":
         return None
     share = fmean(row.get("grad_norm/vision", 0.0) / max(row["grad_norm"], 1e-30) for row in rows)
@@ -196,8 +205,8 @@ def accuracy(history: list[Row], facts: Facts) -> Seen | None:
 
 def held_out(history: list[Row], facts: Facts) -> Seen | None:
     """Recall at 1 over the whole validation split, the worse direction, in multiples of three times chance."""
-    rows = [row for row in history if "val_t2i_r1" in row][-1:]
-    if not rows or not all(math.isfinite(x) for x in rows[0].values()):
+    rows = recent(history, "val_t2i_r1", "val_i2t_r1", "val_chance_t2i_r1")[-1:]
+    if not rows:
         return None
     value, chance = _found(rows, "val_", "_r1"), _mean(rows, "val_chance_t2i_r1")
     return Seen(value, _over_chance(value, chance), chance)
@@ -213,9 +222,9 @@ def queue(history: list[Row], facts: Facts) -> Seen | None:
     cost up to a nat as well, so that a handful of false negatives an image is not seen here.
     """
     full = max((row.get("queue_size", 0) for row in history), default=0)
-    rows = [row for row in history if full and row.get("queue_size") == full]
-    rows = recent(rows, "itc", "itc_chance", "t2i", "i2t", "t2i_chance") if len(rows) > 1 else []
-    if not rows:
+    names = ("itc", "itc_chance", "t2i", "i2t", "t2i_chance")
+    rows = recent(history, *names, such=lambda row: full and row.get("queue_size") == full)
+    if len(rows) < 2:
         return None
     right = min(fmean((row["t2i"] + row["i2t"]) / 2 for row in rows), 0.999)
     odds = (1 - right) / right if right else math.inf
@@ -229,12 +238,12 @@ def matching(history: list[Row], facts: Facts) -> Seen | None:
     """ITM's accuracy beside always saying 'no'; judged by its loss as a share of that answer's.
 
     The guide: stuck at 0.5. With one positive and two negatives the majority gives 0.667, and the loss sits at 0.6365.
-    Matching begins to learn when the contrast already does: it is judged at four times the step at which half of the
-    batch was found.
+    Matching begins to learn when the contrast already does: it is judged at eight times the step at which a quarter of
+    the batch was found.
     """
     rows = recent(history, "itm", "itm_acc", "itm_acc_chance")
-    found = next((row["step"] for row in history if row.get("t2i", 0) + row.get("i2t", 0) >= 1), math.inf)
-    if not rows or history[-1]["step"] < 4 * found:
+    found = next((row["step"] for row in history if row.get("t2i", 0) + row.get("i2t", 0) >= 0.5), math.inf)
+    if not rows or history[-1]["step"] < 8 * found:
         return None
     chance = _mean(rows, "itm_acc_chance")
     return Seen(_mean(rows, "itm_acc"), _mean(rows, "itm") / max(_entropy(chance), 1e-9), chance)
@@ -242,8 +251,8 @@ def matching(history: list[Row], facts: Facts) -> Seen | None:
 
 def matching_accuracy(history: list[Row], facts: Facts) -> Seen | None:
     """The same accuracy as it is: the guide's 0.8-0.9 after training."""
-    seen = matching(history, facts)
-    return seen and seen._replace(score=seen.value)
+    rows = recent(history, "itm_acc", "itm_acc_chance")
+    return Seen(value := _mean(rows, "itm_acc"), value, _mean(rows, "itm_acc_chance")) if rows else None
 
 
 def text(history: list[Row], facts: Facts) -> Seen | None:
@@ -272,11 +281,11 @@ def leak(history: list[Row], facts: Facts) -> Seen | None:
 
     Without seeing them, nothing can predict words in random order better than by their frequencies.
     """
-    rows = [row for row in history if "val_text_dealt" in row][-1:]
+    rows = recent(history, "val_text_dealt", "val_text_dealt_chance")[-1:]
     if not rows:
         return None
     value, chance = rows[0]["val_text_dealt"], rows[0]["val_text_dealt_chance"]
-    return Seen(value, value / max(chance, 1e-9), chance) if math.isfinite(value) else None
+    return Seen(value, value / max(chance, 1e-9), chance)
 
 
 def use(history: list[Row], facts: Facts) -> Seen | None:
@@ -294,9 +303,9 @@ def quality(history: list[Row], facts: Facts) -> Seen | None:
 def tracked(history: list[Row], facts: Facts) -> Seen | None:
     """The last validation loss; judged by how far it stands over its best, as a share of it."""
     losses = [row["val_total"] for row in history if "val_total" in row]
-    if not losses:
+    if not losses or not math.isfinite(losses[-1]):
         return Seen(math.nan, math.inf)
-    return Seen(losses[-1], losses[-1] / max(min(losses), 1e-9) - 1)
+    return Seen(losses[-1], losses[-1] / max(min(filter(math.isfinite, losses)), 1e-9) - 1)
 
 
 def published(history: list[Row], facts: Facts) -> Seen | None:
