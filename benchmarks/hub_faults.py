@@ -11,6 +11,7 @@ checkpoint was there after the fault. Every state of the repository seen by a re
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import socket
 import statistics
@@ -34,7 +35,9 @@ from bitgen.push import Publisher  # noqa: E402
 from bitgen.repository import Limits  # noqa: E402
 
 ENDPOINTS = ("whoami", "create", "preupload", "batch", "put", "verify", "commit")
-LIMITS = Limits(connect=0.5, read=0.5, deadline=6, first_wait=0.05, longest_wait=0.1, commits_per_hour=1000)
+LIMITS = Limits(connect=0.5, read=0.5, deadline=60, first_wait=0.05, longest_wait=0.1, commits_per_hour=1000)
+SHORT = dataclasses.replace(LIMITS, deadline=10)  # for connections that break: the client repeats those for half a minute
+CONFLICT = "Cannot create repo: another conflicting operation is in progress"
 FAULTS = {  # name: (kind, headers, what a try may make of it)
     "refused": ("refused", {}, {"transient"}), "silent": ("silent", {}, {"transient"}),
     "1 kB/s": ("slow", {}, {"done", "transient"}),
@@ -68,7 +71,8 @@ class Case:
             reader.start()
             save(self.folder, 1)
             self.told = []
-            run = Publisher(self.folder, HubConfig(repo=REPO), LIMITS, tell=self.told.append)
+            limits = LIMITS if isinstance(self.kind, int) else SHORT
+            run = Publisher(self.folder, HubConfig(repo=REPO), limits, tell=self.told.append)
             begun = time.monotonic()
             kind = self._fail(run)
             seconds = time.monotonic() - begun
@@ -91,7 +95,7 @@ class Case:
             if self.endpoint != "put":
                 os.environ["HF_ENDPOINT"] = address
         else:
-            self.hub.fault(self.endpoint, self.kind, headers=self.headers)
+            self.hub.fault(self.endpoint, self.kind, headers=self.headers, message=CONFLICT if self.kind == 409 else "")
         if self.endpoint in ("whoami", "create"):
             return self._checked(run)
         run.offer(1)
@@ -111,6 +115,7 @@ class Case:
 
     def _recover(self, run: Publisher):
         self.hub.clear()
+        run.limits = LIMITS
         os.environ["HF_ENDPOINT"] = self.hub.url
         if self.kind == "refused":
             self.closed[0].close()
@@ -154,8 +159,8 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder:
                 case = Case(endpoint, fault, Path(folder), busy)
                 kind, seconds, tries, wrong = case.run()
-                case.steps = quiet
-                while len(quiet) < len(busy):
+                case.steps, enough = quiet, len(quiet) + 100
+                while len(quiet) < min(len(busy), enough):
                     case._train()
             cases += 1
             failures += [f"{fault} at {endpoint}: {wrong}"] if wrong else []
@@ -165,7 +170,8 @@ def main() -> int:
     print("\n".join(failures))
     if busy:
         with_push, without = (1000 * statistics.median(steps) for steps in (busy, quiet))
-        print(f"median step: {with_push:.3f} ms while pushing, {without:.3f} ms without ({len(busy)} steps each)")
+        print(f"median step: {with_push:.3f} ms while pushing, {without:.3f} ms without "
+              f"({len(busy)} and {len(quiet)} steps, taken in turns)")
     return int(bool(failures))
 
 

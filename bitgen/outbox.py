@@ -73,7 +73,7 @@ class Outbox:
         """The open file that holds the lock; the kernel lets go of it when the process ends, whichever way."""
         file = (self.folder / ".lock").open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in forked data workers
         except OSError:
             file.close()
             raise ValueError(f"{self.run}: another process is pushing this run") from None

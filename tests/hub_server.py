@@ -18,6 +18,7 @@ import math
 import re
 import socket
 import struct
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -41,7 +42,7 @@ class HubServer:
 
     def __enter__(self) -> HubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
-        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
+        self._servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]
         for server in self._servers:
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         self.url, self.storage = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
@@ -257,6 +258,13 @@ ROUTES = [(method, name, re.compile(pattern)) for method, name, pattern in [
     ("GET", "stored", f"{MODEL}/lfs-files"), ("POST", "purge", f"{MODEL}/lfs-files/batch"), ("GET", "info", MODEL),
     ("GET", "resolve", rf"/([^/]+/[^/]+)/resolve/{REVISION}/(.+)"), ("GET", "get", r"/get/(\w+)"),
 ]]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address) -> None:
+        """Clients that hang up are no news."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

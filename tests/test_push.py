@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 from bitgen import checkpoint
 from bitgen.cli import main
@@ -22,7 +22,7 @@ from bitgen.repository import Limits
 from bitgen.upload import Job, attempt
 
 REPO = "org/name"
-FAST = Limits(connect=0.3, read=0.3, deadline=20, first_wait=0.01, longest_wait=0.02, commits_per_hour=100)
+FAST = Limits(connect=0.3, read=0.3, deadline=60, first_wait=0.01, longest_wait=0.02, commits_per_hour=100)
 HELD = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json", "metrics.json", "run.json")
 
 
@@ -182,6 +182,12 @@ def test_whether_a_run_may_push_is_known_at_its_start(quick, change, told):
     assert outcome.kind == "auth" and told in outcome.reason
 
 
+def test_a_client_that_is_told_to_stay_offline_says_so(quick, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    outcome = attempt(Job(REPO, limits=FAST))
+    assert outcome.kind == "auth" and "HF_HUB_OFFLINE" in outcome.reason
+
+
 def test_checking_makes_the_repository_and_a_conflict_without_end_is_no_busy_loop(quick):
     assert attempt(Job("ann/new", private=True, limits=FAST)).kind == "done" and quick.repos["ann/new"].private
     quick.fault("create", 409, message="Cannot create repo: another conflicting operation is in progress")
@@ -193,16 +199,17 @@ def test_checking_makes_the_repository_and_a_conflict_without_end_is_no_busy_loo
 # A run ------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_five_and_the_best_stay_and_only_what_this_run_pushed_goes(hub, tmp_path):
-    hub.seed(REPO, {"notes.md": b"another's"})
-    run = publisher(tmp_path, keep=2)
-    for step in (100, 200, 300, 400):
+def test_the_newest_and_the_best_stay_and_only_what_this_run_pushed_goes(hub, tmp_path):
+    hub.seed(REPO, {"notes.md": b"another's", "checkpoint-7/config.json": b"another run's"})
+    run = publisher(tmp_path, keep=1)
+    for step in (100, 200, 300):
         save(tmp_path, step)
         run.offer(step, best_step=100)
         wait_for(lambda step=step: run.status().landed == step)
-    assert run.close(20).complete
-    assert whole(hub.files(REPO)) == [100, 300, 400] and hub.files(REPO)["notes.md"] == b"another's"
-    assert json.loads((tmp_path / STATE).read_text())["pushed"] == [100, 300, 400]
+    assert run.close(60).complete
+    files = hub.files(REPO)
+    assert (files.pop("notes.md"), files.pop("checkpoint-7/config.json")) == (b"another's", b"another run's")
+    assert whole(files) == [100, 300] == json.loads((tmp_path / STATE).read_text())["pushed"]
 
 
 def wait_for(condition, seconds=60):
@@ -292,6 +299,7 @@ def test_a_try_without_an_end_is_killed_and_made_again(hub, tmp_path):
     run.offer(1)
     wait_for(lambda: run.state.last)
     assert "no end after 3 s" in run.state.last["reason"] and run.state.last["kind"] == "transient"
+    run.limits = FAST
     assert run.close(60).complete
 
 
@@ -359,15 +367,15 @@ def test_a_finished_run_is_pushed_by_hand_and_again_without_a_commit(hub, tmp_pa
 
 
 def test_the_command_line_pushes_lists_and_squashes(hub, tmp_path, capsys, monkeypatch):
-    for step in (10, 20):
-        save(tmp_path, step)
-        assert main(["push", str(tmp_path), "--repo", REPO]) == 0
-        assert f"{REPO} on the Hub holds checkpoint-{step}" in capsys.readouterr().out
+    save(tmp_path, 20)
+    hub.seed(REPO, {"checkpoint-3/model.safetensors": b"3"})
+    assert main(["push", str(tmp_path), "--repo", REPO]) == 0
+    assert f"{REPO} on the Hub holds checkpoint-20" in capsys.readouterr().out
     before = hub.files(REPO)
     assert main(["hub", "list", REPO]) == 0
     told = capsys.readouterr().out.splitlines()
     assert "3 commits" in told[0]
-    assert [line.split()[0] for line in told[1:]] == ["checkpoint-20", "checkpoint-10", "beside"]
+    assert [line.split()[0] for line in told[1:]] == ["checkpoint-20", "checkpoint-3", "beside"]
     for answer, commits in (("", 3), ("no\n", 3), ("y\n", 1)):
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))
         assert main(["hub", "gc", REPO]) == 0 and len(hub.commits(REPO)) == commits
