@@ -113,7 +113,7 @@ def index(argv: list[str]) -> int:
     if argv and argv[0] in CHANGES:
         return _change(tyro.extras.subcommand_cli_from_dict(CHANGES, prog="bitgen index", args=argv))
     options = tyro.cli(Build, prog="bitgen index", args=argv,
-                       description=f"{Build.__doc__}\n\nFor an index that is there: bitgen index {'|'.join(CHANGES)} DIR …")
+                       description=f"{Build.__doc__}\n\nLater: bitgen index {'|'.join(CHANGES)} DIR …")
     encoder = Encoder(*load(options.checkpoint, device=options.device))
     gallery = find(options.gallery, options.split, encoder.image_size)
     built = Index.build(options.out, gallery, encoder, captions=options.captions, dtype=options.dtype,

@@ -51,6 +51,11 @@ class Encoder:
         """Where the model computes."""
         return next(self.model.parameters()).device
 
+    @property
+    def scale(self) -> float:
+        """What turns a cosine into a logit of the contrast."""
+        return float(self.model.scale().detach())
+
     @torch.inference_mode()
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (Q, D), unit length, of captions."""
@@ -93,14 +98,14 @@ def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weight: 
 
     queries: the words that found pictures, or the pictures (as `Processor` takes them) that found captions.
     """
-    scale, ordered = float(encoder.model.scale().detach()), []
+    ordered = []
     for i, query in enumerate(queries):
         if not hits.ids[i]:
             ordered.append(([], []))
             continue
         odds = (encoder.log_odds([index.image(name) for name in hits.ids[i]], [query]) if hits.texts is None
                 else encoder.log_odds([query], hits.texts[i]))
-        order = np.argsort(-(scale * np.asarray(hits.scores[i]) + weight * odds), kind="stable")
+        order = np.argsort(-(encoder.scale * np.asarray(hits.scores[i]) + weight * odds), kind="stable")
         ordered.append((order, (1 / (1 + np.exp(-odds))).tolist()))
 
     def sort(lists: Sequence[list]) -> list[list]:
