@@ -47,8 +47,9 @@ image = Image.new("RGB", ({size}, {size}), "white")  # or Image.open("photo.jpg"
 captions = ["a red ring above a blue square", "a green star"]
 
 pixels, words = processor(images=[image]), processor(text=captions)
-print(model.encode_image(**pixels) @ model.encode_text(**words).T)  # cosine of the image with each caption
-print(model.match(**processor(images=[image] * len(captions), text=captions)))  # probability that they match
+print(model.encode_image(**pixels) @ model.encode_text(**words).T)  # cosines
+pairs = processor(images=[image] * len(captions), text=captions)
+print(model.match(**pairs))  # probabilities that they belong together
 print(model.caption(**pixels))
 """
 # (said when this is true of the run, what is said); fields are those of `_known`.
@@ -148,7 +149,7 @@ def _what(run: Record) -> str:
 
 def _needs(run: Record) -> str:
     git = run.fact("git")
-    commit = "unknown" if not git else code(git["revision"]) + (" and changes in no commit" if git["changed"] else "")
+    commit = "unknown" if not git else code(git["revision"]) + (" with uncommitted changes" if git["changed"] else "")
     return (f"Needs the Python package `bitgen`. Trained with its version "
             f"{text(run.fact('software', 'bitgen') or 'unknown')}, commit {commit}.")
 
@@ -232,9 +233,10 @@ def _objectives(run: Record) -> str:
 
 
 def _parameters(run: Record) -> list[str]:
-    parts = run.fact("parameters", "by_part") or {}
-    rows = [*parts.items(), *((name, run.fact("parameters", name)) for name in ("total", "outside_tower", "learning"))]
-    return [table(["part", "parameters"], [[text(name.replace("_", " ")), number(count)] for name, count in rows])]
+    rows = [(text(part.replace("_", " ")), count) for part, count in (run.fact("parameters", "by_part") or {}).items()]
+    rows += [(f"**{title}**", run.fact("parameters", key)) for title, key in {
+        "all": "total", "outside the vision tower": "outside_tower", "that learn": "learning"}.items()]
+    return [table(["part", "parameters"], [[part, number(count)] for part, count in rows])]
 
 
 def _cost(run: Record) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 LONGEST = 200  # characters of a name
+NUMERIC = re.compile(r"[\d.,e+-]*|unknown|not finite")
 TIMES = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -32,9 +33,10 @@ def text(value: object) -> str:
     return re.sub(r"([\\`*_\[\]<>|&$~@#])", r"\\\1", line(value))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are markdown already; the first column to the left, the others to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are markdown already; columns of numbers are set to the right."""
+    right = [all(NUMERIC.fullmatch(row[column]) for row in rows) for column in range(len(head))]
+    lines = [head, ["---:" if numbers else "---" for numbers in right], *rows]
     return "\n".join("| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in cells) + " |" for cells in lines)
 
 
