@@ -236,8 +236,10 @@ class Index:
             if key not in self._masks:
                 if len(self._masks) >= 16:
                     self._masks.clear()
-                mask = self.catalogue.mask(len(self._engine(side)[0]), where, captions=side == "captions")
-                self._masks[key] = None if mask.all() else mask
+                rows = len(self._engine(side)[0])
+                whole = not where and self.catalogue.count("captions" if side == "captions" else "items") == rows
+                mask = None if whole else self.catalogue.mask(rows, where, captions=side == "captions")
+                self._masks[key] = None if whole or mask.all() else mask
             return self._masks[key]
 
     def _named(self, side: str, kept: list[list[tuple[float, int]]]) -> Hits:

@@ -1,0 +1,260 @@
+"""How fast is search, what does it find, what does it need? Index against bare faiss, in one process, on one thread.
+
+    python benchmarks/search.py features runs/scenes --count 1000000    # once: the real features that `speed` needs
+    python benchmarks/search.py speed runs/scenes      # exact and two-stage against IndexFlatIP
+    python benchmarks/search.py latency runs/scenes    # words typed -> results; throughput of building
+    python benchmarks/search.py worth runs/scenes      # filters, mixed queries, re-ranking, where the truth is known
+
+`features` encodes distinct generated scenes, each as it is and in three random views (crops of half the area or more,
+other brightness, contrast and saturation), in bf16; killed, it goes on. Queries are held-out scenes: half of them
+pictures, half captions. Times are CPU time of one thread, our call and faiss's in turn, medians; ratios hold on a busy
+computer too. "Resident" is what opening an index and asking adds to anonymous memory; pages of the feature file that
+the operating system keeps are not in it, as it takes them back when it needs room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import bitgen
+from bitgen.cache import cache_folder
+from bitgen.catalogue import Item
+from bitgen.config import DataConfig
+from bitgen.data import open_data
+from bitgen.gallery import loaded, of_data
+from bitgen.images import augment
+from bitgen.index import Index
+from bitgen.query import Encoder, mix, rerank
+from bitgen.scene_words import COLOURS
+from bitgen.scenes import render
+from bitgen.store import Store
+
+SCENES, VIEWS = 5000, 4  # scenes rendered at a time, and views of each
+QUERIES = 400
+
+
+def features_file(encoder: Encoder) -> Path:
+    return cache_folder(None) / f"features-{encoder.fingerprint[:16]}.f32"
+
+
+def features(encoder: Encoder, count: int) -> None:
+    """Append real features to the cache until there are `count`."""
+    path, block = features_file(encoder), SCENES * VIEWS * encoder.width * 4
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = path.stat().st_size // block if path.exists() else 0
+    with open(path, "r+b" if done else "wb") as file:
+        file.truncate(done * block)
+        file.seek(0, os.SEEK_END)
+        for number in range(done, -(-count // (SCENES * VIEWS))):
+            begin = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                scenes = render("train", SCENES, seed=1000 + number, size=encoder.image_size, cache=folder)
+                pixels = torch.from_numpy(np.array(scenes.pixels))
+            generator = torch.Generator().manual_seed(number)
+            views = [pixels, *(augment(pixels, 0.5, False, generator) for _ in range(VIEWS - 1))]
+            with torch.autocast("cpu", torch.bfloat16):
+                rows = [encoder.pixels(part) for view in views for part in view.split(250)]
+            file.write(np.concatenate(rows).astype(np.float32).tobytes())
+            file.flush()
+            print(f"{(number + 1) * SCENES * VIEWS:,} features, {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def held_out(encoder: Encoder) -> np.ndarray:
+    """QUERIES features (Q, D) that are in no index: pictures and captions in turn."""
+    data = open_data(DataConfig(root="scenes"), "test", encoder.image_size)
+    half = range(QUERIES // 2)
+    pictures = encoder.pixels(torch.stack([data.pixels(i, encoder.image_size) for i in half]))
+    return np.stack([pictures, encoder.text([data.captions[i][0] for i in half])], 1).reshape(QUERIES, -1)
+
+
+# Speed ----------------------------------------------------------------------------------------------------
+
+
+def speed(encoder: Encoder, sizes: list[int]) -> None:
+    """Table of exact and two-stage search beside IndexFlatIP on the same rows and queries."""
+    import faiss
+
+    rows = np.memmap(features_file(encoder), np.float32, "r").reshape(-1, encoder.width)
+    queries = held_out(encoder)
+    print(f"{len(rows):,} features of generated scenes and their views, {encoder.width} wide; {QUERIES} held-out "
+          f"queries, half pictures and half captions; k = 10; faiss {faiss.__version__}\n")
+    print("| rows | engine | ms | IndexFlatIP ms | ratio | recall@10 | resident MB | of float16 | of float32 | "
+          "prepared in s |\n|---|---|---|---|---|---|---|---|---|---|")
+    for size in sizes:
+        if size > len(rows):
+            print(f"| {size:,} | there are {len(rows):,} features only: `features` makes more | | | | | | | | |")
+            continue
+        # The views of a scene stand far apart in the file: a part of it is a smaller gallery of the same kind.
+        with tempfile.TemporaryDirectory(dir=cache_folder(None)) as folder:
+            fill(Path(folder), encoder, rows[:size])
+            flat = faiss.IndexFlatIP(encoder.width)
+            flat.add(np.ascontiguousarray(rows[:size]))
+            truth = np.concatenate([flat.search(queries[i:i + 1], 10)[1] for i in range(len(queries))])
+            for engine in ("exact", "two-stage", "graph") if size <= 100_000 else ("exact", "two-stage"):
+                print(row(Path(folder), engine, flat, queries, truth, size, encoder.width), flush=True)
+
+
+def fill(folder: Path, encoder: Encoder, rows: np.ndarray) -> None:
+    """An index of these rows: everything but pictures to look at."""
+    store = Store.create(folder, encoder.fingerprint, encoder.width, "float16", False, "benchmark")
+    for start in range(0, len(rows), 50_000):
+        part = rows[start:start + 50_000]
+        store.append([Item(f"view {start + i}", 64, 64) for i in range(len(part))], [b""] * len(part), part)
+    store.catalogue.close()
+
+
+def row(folder: Path, engine: str, flat, queries: np.ndarray, truth: np.ndarray, size: int, width: int) -> str:
+    """One engine's line of the table."""
+    begin = time.process_time()
+    index = Index.open(folder, engine=engine)
+    index.search(queries[:1], 10)
+    prepared = time.process_time() - begin
+    found = [[int(name.split()[1]) for name in index.search(query, 10).ids[0]] for query in queries]
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth)])
+    ours, theirs = in_turn([lambda query: index.search(query, 10), lambda query: flat.search(query[None], 10)], queries)
+    held = resident(folder, engine, width)
+    return (f"| {size:,} | {engine} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.3f} | {recall:.4f} | "
+            f"{held / 1e6:.0f} | {held / size / width / 2:.2f} | {held / size / width / 4:.4f} | {prepared:.1f} |")
+
+
+def in_turn(calls: list, queries: np.ndarray, rounds: int = 100) -> list[float]:
+    """Median CPU milliseconds of each call, A B A B, after a warm-up."""
+    times = [[] for _ in calls]
+    for i in range(rounds + 10):
+        for call, some in zip(calls, times):
+            begin = time.process_time()
+            call(queries[i % len(queries)])
+            some.append((time.process_time() - begin) * 1e3)
+    return [float(np.median(some[10:])) for some in times]
+
+
+def resident(folder: Path, engine: str, width: int) -> int:
+    """Bytes of anonymous memory that opening the index and asking 20 times add, in a fresh process."""
+    code = f"""
+import faiss, numpy as np
+from pathlib import Path
+from bitgen.index import Index
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+warm, few = faiss.IndexFlatIP({width}), np.eye({width}, dtype=np.float32)
+warm.add(few)
+warm.search(few, 3)
+before = anonymous()
+index = Index.open({str(folder)!r}, engine={engine!r})
+for _ in range(20):
+    index.search(np.random.randn(1, {width}), 10)
+print(anonymous() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+# Latency and throughput -----------------------------------------------------------------------------------
+
+
+def latency(encoder: Encoder, root: str, images: int) -> None:
+    """From words to results, and how much of the encoder's own throughput building an index keeps."""
+    data = open_data(DataConfig(root=root, limit=images, scenes_train=images), "train", encoder.image_size)
+    source = of_data(data)
+    source = source.select(range(min(images, len(source))))
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index.build(Path(folder) / "whole", source, encoder)
+        captions = [texts[0] for texts in source.captions][:500]
+        index.search(encoder.text(captions[:1]), captions=True)
+        times = {"encoding the words": [], "search": [], "together": []}
+        for caption in captions:
+            begin = time.perf_counter()
+            query = encoder.text([caption])
+            encoded = time.perf_counter()
+            index.search(query, 10, captions=True)
+            end = time.perf_counter()
+            for name, seconds in zip(times, (encoded - begin, end - encoded, end - begin)):
+                times[name].append(seconds * 1e3)
+        print(f"{root}: {len(index):,} pictures, {index.catalogue.count('captions'):,} captions; words typed, ten "
+              "captions found, wall ms\n\n| | p50 | p95 |\n|---|---|---|")
+        for name, some in times.items():
+            print(f"| {name} | {np.percentile(some, 50):.2f} | {np.percentile(some, 95):.2f} |")
+        part = source.select(range(min(1000, len(source))))
+        batches = list(loaded(part, encoder.image_size, 64, lambda done, total: None))
+        seconds = {"encoder alone": [], "index": []}
+        for turn in range(5):
+            begin = time.perf_counter()
+            for batch in batches:
+                encoder.pixels(batch.pixels)
+                encoder.text([text for item in batch.items for text in item.captions])
+            seconds["encoder alone"].append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            Index.build(Path(folder) / str(turn), part, encoder, progress=lambda done, total: None)
+            seconds["index"].append(time.perf_counter() - begin)
+    rates = {name: len(part) / np.median(some) for name, some in seconds.items()}
+    print(f"\nbuilding: {rates['index']:.0f} pictures/s with captions, the encoder alone {rates['encoder alone']:.0f}: "
+          f"{rates['index'] / rates['encoder alone']:.2f} (medians of 5 in turn: "
+          + ", ".join(f"{a / b:.2f}" for a, b in zip(seconds['encoder alone'], seconds['index'])) + ")")
+
+
+# What it is worth -----------------------------------------------------------------------------------------
+
+
+def worth(encoder: Encoder) -> None:
+    """Filters, re-ranking and mixed queries on the thousand test scenes, where the truth is known."""
+    data = open_data(DataConfig(root="scenes"), "test", encoder.image_size)
+    shown = [{thing["colour"] for thing in scene["objects"]} for scene in data.truth]
+    source = dataclasses.replace(of_data(data), tags=[[f"background: {scene['background']}"] for scene in data.truth])
+    place = {name: i for i, name in enumerate(source.ids)}
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index.build(folder, source, encoder, captions=False)
+        asked = range(0, len(data), 2)
+        queries = encoder.text([data.captions[i][0] for i in asked])
+        plain = index.search(queries, 16)
+        ranked = rerank(encoder, index, [data.captions[i][0] for i in asked], plain)
+        narrow = [index.search(query, 1, where={"tag": source.tags[i]}) for i, query in zip(asked, queries)]
+        first = {"contrast": plain.ids, "first 16 re-ranked by matching (from thumbnails)": ranked.ids,
+                 "filtered by the right background": [hits.ids[0] for hits in narrow]}
+        print(f"right picture first, {len(asked)} captions, 1,000 test scenes\n\n| | R@1 |\n|---|---|")
+        for name, ids in first.items():
+            print(f"| {name} | {np.mean([place[some[0]] == i for some, i in zip(ids, asked)]):.3f} |")
+        print("\na picture that shows colour A but not B, 'a B' added and 'a A' taken away: share of the first five "
+              "that show\n\n| weight of the words | B | A | a third colour of the picture |\n|---|---|---|---|")
+        cases = [(i, min(colours), other) for i, colours in enumerate(shown) if i % 3 == 0
+                 for other in [sorted(set(COLOURS) - colours)[i % (len(COLOURS) - len(colours))]] if len(colours) > 1]
+        words = {colour: encoder.text([f"a {colour}"])[0] for colour in COLOURS}
+        for weight in (0.0, 0.25, 0.5, 1.0, 2.0):
+            found = []
+            for i, less, more in cases:
+                parts = np.stack([index.features([source.ids[i]])[0], words[more], words[less]])
+                ids = index.search(mix(parts, [1, weight, -weight]), 6).ids[0]
+                near = [shown[place[name]] for name in ids if place[name] != i][:5]
+                found.append([np.mean([bool(some & colours) for colours in near])
+                              for some in ({more}, {less}, shown[i] - {less})])
+            print(f"| {weight} | " + " | ".join(f"{share:.2f}" for share in np.mean(found, 0)) + " |", flush=True)
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("features", "speed", "latency", "worth"))
+    parser.add_argument("run", help="run folder, checkpoint folder or Hub id")
+    parser.add_argument("--count", type=int, default=1_000_000, help="features to make")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="rows of an index")
+    parser.add_argument("--data", default="scenes", help="data set of `latency`")
+    parser.add_argument("--images", type=int, default=5000, help="pictures of `latency`")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    encoder = Encoder(*bitgen.load(options.run))
+    {"features": lambda: features(encoder, options.count), "speed": lambda: speed(encoder, options.sizes),
+     "latency": lambda: latency(encoder, options.data, options.images), "worth": lambda: worth(encoder)}[options.what]()
+
+
+if __name__ == "__main__":
+    main()
