@@ -36,7 +36,7 @@ from bitgen.repository import Limits  # noqa: E402
 
 ENDPOINTS = ("whoami", "create", "preupload", "batch", "put", "verify", "commit")
 LIMITS = Limits(connect=0.5, read=0.5, deadline=60, first_wait=0.05, longest_wait=0.1, commits_per_hour=1000)
-SHORT = dataclasses.replace(LIMITS, deadline=10)  # for connections that break: the client repeats those for half a minute
+SHORT = dataclasses.replace(LIMITS, deadline=10)  # where connections break: the client repeats those for half a minute
 CONFLICT = "Cannot create repo: another conflicting operation is in progress"
 FAULTS = {  # name: (kind, headers, what a try may make of it)
     "refused": ("refused", {}, {"transient"}), "silent": ("silent", {}, {"transient"}),

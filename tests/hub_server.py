@@ -62,8 +62,7 @@ class HubServer:
 
     def fault(self, endpoint: str, kind: int | str, times: float = math.inf, **more) -> Fault:
         """From now on, `times` times, after faults that were there before. See `Fault`."""
-        assert (endpoint == "*" or endpoint in {route[1] for route in ROUTES}), endpoint
-        assert isinstance(kind, int) or kind in BEFORE + AFTER, kind
+        assert endpoint in {"*", *(name for _, name, _ in ROUTES)} and (isinstance(kind, int) or kind in BEFORE + AFTER)
         self._faults.append(Fault(endpoint, kind, times, **more))
         return self._faults[-1]
 
@@ -262,8 +261,7 @@ ROUTES = [(method, name, re.compile(pattern)) for method, name, pattern in [
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request, client_address) -> None:
-        """Clients that hang up are no news."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients that hang up are no news
             super().handle_error(request, client_address)
 
 
