@@ -196,7 +196,7 @@ class Config:
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 where the processor multiplies it natively, else float32; losses are always float32."""
     resume: str | None = None
-    """`auto` continues from the newest checkpoint of the run folder; a checkpoint folder continues from that."""
+    """`auto`: the newest checkpoint of the run folder; a checkpoint folder; or `hub://ORG/NAME`, the newest there."""
     save_every: int = 1000
     """Steps between checkpoints (guide: 1000)."""
     keep: int = 5
@@ -205,6 +205,8 @@ class Config:
     """Steps between lines of `metrics.jsonl` and TensorBoard."""
     validate_every: int | None = None
     """Steps between validations; once an epoch where not given."""
+    stop_on: Literal["bad"] | None = None
+    """`bad` ends a run, with a checkpoint, once a check of its health has been BAD several times in a row."""
     data: DataConfig = field(default_factory=DataConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

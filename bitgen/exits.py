@@ -12,6 +12,8 @@ PUSH = 75
 """The last checkpoint is not on the Hub; it waits in the run folder."""
 NUMBERS = 76
 """Losses or gradients are not finite."""
+HOPELESS = 77
+"""A check of the run's health was bad for long, and `stop_on` says to end then."""
 SIGNAL = 128
 """Plus the signal's number."""
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a bar and lines in the terminal, its log, the images that it could not read."""
+"""What a run tells while it goes: a bar and lines in the terminal, its log, its health, images it could not read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from bitgen.config import Config, to_dict
 from bitgen.evaluate import Gallery, picture
+from bitgen.health import Doctor, Verdict
 from bitgen.logs import RunLog
 from bitgen.losses import smoothing_floor
 from bitgen.memory import address_perplexity, utilization
@@ -27,11 +28,12 @@ class Journal:
     """The journal of one run; one that is off (any process but the main one) keeps silent."""
 
     def __init__(self, folder: Path, steps: int, step: int, on: bool = True):
-        """`step`: of the checkpoint that the run goes on from; 0 for a new run."""
+        """`step`: of the checkpoint that the run goes on from; 0 for a new run. `folder` holds the run's facts."""
         self.folder, self.on = folder, on
         self.bad: dict[str, str] = {}
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not on, dynamic_ncols=True, mininterval=1.0)
         self.log = RunLog(folder, step or None) if on else None
+        self.doctor = Doctor(folder) if on else None  # reads what the log has kept
         if on:
             (folder / BAD_IMAGES).unlink(missing_ok=True)  # what was known at `step` is told again
 
@@ -52,7 +54,7 @@ class Journal:
         """The numbers of a training step."""
         self.bar.set_postfix({short: f"{row[name]:.3g}" for short, name in BAR.items() if name in row})
         if self.on:
-            self.log.scalars(step, row | {"bad_images": float(len(self.bad))})
+            self._row(step, row | {"bad_images": float(len(self.bad))})
 
     def validated(self, step: int, numbers: dict[str, float], gallery: Gallery, data: Any, model: BitGen) -> None:
         """A validation's numbers, retrievals as a picture, and how the weights are distributed."""
@@ -61,11 +63,16 @@ class Journal:
         shown = {name: round(numbers[name], 3) for name in ("total", "t2i_r1", "i2t_r1", "t2i_r10")}
         self.say(f"step {step}: validation {shown} over {numbers['images']} images, chance R@1 "
                  f"{numbers['chance_t2i_r1']:.4f}")
-        self.log.scalars(step, {f"val_{name}": value for name, value in numbers.items()})
+        self._row(step, {f"val_{name}": value for name, value in numbers.items()})
         self.log.figure("retrievals", picture(gallery, data, model.vision_config.image_size), step)
         for name, part in model.named_children():
             if weights := [p.detach().flatten() for p in part.parameters()]:
                 self.log.histogram(f"weights/{name}", torch.cat(weights), step)
+
+    @property
+    def hopeless(self) -> Verdict | None:
+        """What has been bad for so long that the run might as well end."""
+        return self.doctor.hopeless if self.on else None
 
     def unreadable(self, found: dict[str, str]) -> None:
         """Name each unreadable image once: in the terminal and in `bad_images.jsonl`."""
@@ -86,6 +93,16 @@ class Journal:
         self.bar.close()
         if self.on:
             self.log.close()
+
+    def _row(self, step: int, row: dict[str, float]) -> None:
+        """Numbers of a step, into the log and before the doctor; a line where that changes a verdict."""
+        self.log.scalars(step, row)
+        changed = self.doctor.update(step, row)
+        lines = [verdict.line() for verdict in changed] + [f"passed: {item}" for item in self.doctor.news]
+        for line in lines:
+            self.say(f"step {step}: {line}")
+        if lines:
+            self.log.text("health", "\n\n".join(lines), step)
 
 
 def measurements(objective: Objective, report: dict[str, float]) -> dict[str, float]:

@@ -5,17 +5,23 @@ A state that lacks a part is refused: a run that goes on with other random numbe
 
 from __future__ import annotations
 
+import os
 import sys
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from bitgen import checkpoint
-from bitgen.exits import DAMAGED, Stop
+from bitgen.exits import DAMAGED, NUMBERS, Stop
+from bitgen.hub import resolve_resume
+from bitgen.logs import METRICS
 from bitgen.objective import Objective
 from bitgen.randomness import random_state, restore_random_state
 
@@ -23,17 +29,19 @@ from bitgen.randomness import random_state, restore_random_state
 def find(wanted: str | None, run_folder: Path) -> Path | None:
     """The checkpoint that the setting `resume` means; None where a run starts anew.
 
-    `auto` is the newest of the run folder that verifies, and every later one is named with the reason why not.
-    Raises `Stop` where there are checkpoints and none can be loaded: starting anew would in time delete them.
+    `auto` is the newest of the run folder that verifies, and every later one is named with the reason why not;
+    `hub://ORG/NAME` is pulled into the run folder. Raises `ValueError` where it cannot be, and `Stop` where there are
+    checkpoints and none can be loaded: starting anew would in time delete them.
     """
     if wanted is None:
         return None
     if wanted != "auto":
+        path = resolve_resume(wanted, run_folder)
         try:
-            checkpoint.verify(wanted)
+            checkpoint.verify(path)
         except checkpoint.CheckpointError as error:
             raise Stop(f"cannot resume: {error}", DAMAGED) from error
-        return Path(wanted)
+        return path
     path, rejected = checkpoint.newest(run_folder)
     for bad, reason in rejected:
         tqdm.write(f"rejected {bad}: {reason}", file=sys.stderr)
@@ -43,18 +51,27 @@ def find(wanted: str | None, run_folder: Path) -> Path | None:
     return path
 
 
-def take(objective: Objective, optimizer: Optimizer, accelerator: Accelerator, progress: dict) -> dict:
-    """The state of a run; called by all processes together. `progress`: the counters that are its own."""
+def take(run_folder: Path, objective: Objective, optimizer: Optimizer, accelerator: Accelerator,
+         progress: dict) -> dict:
+    """The state of a run, its metrics so far included; called by all processes together.
+
+    `progress`: the counters that are the run's own. Raises `Stop` where a tensor is not finite: nobody could go on.
+    """
     states = [random_state()]
     if accelerator.num_processes > 1:
         states = [None] * accelerator.num_processes
         torch.distributed.all_gather_object(states, random_state())
-    return {"progress": progress, "objective": objective.state_dict(), "optimizer": optimizer.state_dict(),
-            "random": states, "here": here(accelerator)}
+    state = {"progress": progress, "objective": objective.state_dict(), "optimizer": optimizer.state_dict(),
+             "random": states, "here": here(accelerator), "metrics": _metrics(run_folder)}
+    if broken := [name for name, tensor in _tensors(state) if not torch.isfinite(tensor).all()]:
+        raise Stop(f"{len(broken)} tensors hold NaN or infinity, such as {broken[0]}: not saved, and the checkpoint "
+                   "before stands. Go on from that one with a tenth of optim.lr, or with --precision float32", NUMBERS)
+    return state
 
 
-def restore(folder: Path, objective: Objective, optimizer: Optimizer, accelerator: Accelerator) -> dict:
-    """Undo `take` with a checkpoint's state file; returns the counters and says where the run cannot be the same.
+def restore(folder: Path, run_folder: Path, objective: Objective, optimizer: Optimizer,
+            accelerator: Accelerator) -> dict:
+    """Undo `take` with the state in a checkpoint's `folder`; returns the counters, says what cannot be the same.
 
     Raises `Stop` for a state that lacks a part or does not fit.
     """
@@ -64,12 +81,14 @@ def restore(folder: Path, objective: Objective, optimizer: Optimizer, accelerato
         objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
         progress, changed = state["progress"], differences(state["here"], here(accelerator))
+        metrics = zlib.decompress(state["metrics"].numpy().tobytes())
         restore_random_state(state["random"][accelerator.process_index % len(state["random"])])
     except Exception as error:  # torch has no common class for what is wrong with a file
         reason = f"{error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise Stop(f"cannot resume from {folder}: its training state is not whole: {reason}", DAMAGED) from error
     exact = f"; not bit-exact: {', '.join(changed)}" if changed else ""
     if accelerator.is_main_process:
+        _put_back(metrics, run_folder)
         tqdm.write(f"resumed from {folder} at step {progress['step']}{exact}", file=sys.stderr)
     return progress
 
@@ -85,3 +104,34 @@ def here(accelerator: Accelerator) -> dict[str, Any]:
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """`["threads 2 -> 4"]`: what is not as it was."""
     return [f"{name} {then.get(name)} -> {value}" for name, value in now.items() if then.get(name) != value]
+
+
+def _metrics(run_folder: Path) -> Tensor:
+    """`metrics.jsonl` as it stands, compressed, uint8 (bytes,)."""
+    path = run_folder / METRICS
+    data = zlib.compress(path.read_bytes() if path.is_file() else b"")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _put_back(metrics: bytes, run_folder: Path) -> None:
+    """What was logged up to a checkpoint, where this folder holds something else: on another computer, after a crash.
+
+    A disk that refuses costs the curves' beginning, not the run.
+    """
+    path, partial = run_folder / METRICS, run_folder / f".{METRICS}.tmp"
+    try:
+        if not path.is_file() or not path.read_bytes().startswith(metrics):
+            partial.write_bytes(metrics)
+            os.replace(partial, path)
+    except OSError as error:
+        tqdm.write(f"warning: {path} was not put back: {error}", file=sys.stderr)
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """(path, tensor) of every floating-point tensor in nested containers."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield name.removeprefix("/"), value
+    elif isinstance(value, (dict, list, tuple)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(part, f"{name}/{key}")

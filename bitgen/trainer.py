@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import signal
-import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -19,11 +19,12 @@ from accelerate.utils import set_seed
 from safetensors.torch import save_model
 from torch import Tensor
 
-from bitgen import checkpoint, snapshot
+from bitgen import facts, snapshot
+from bitgen.accounting import Meter
 from bitgen.batches import Feed
 from bitgen.config import Config, VisionConfig, from_dict, to_dict
 from bitgen.data import Batch, open_data
-from bitgen.exits import DISK, NUMBERS, SIGNAL, Stop
+from bitgen.exits import DISK, HOPELESS, NUMBERS, SIGNAL, Stop
 from bitgen.journal import Journal, measurements
 from bitgen.model import BitGen
 from bitgen.objective import Objective
@@ -31,12 +32,13 @@ from bitgen.optimizer import gradient_norms, parameter_groups, schedule
 from bitgen.precision import precision
 from bitgen.processing import Processor
 from bitgen.ranges import check_config
+from bitgen.saving import FAILED, LEAVING, PUSHING, Saver
 from bitgen.tokenizer import Tokenizer
 from bitgen.validation import validate
 from bitgen.vision import resolve_tower
 
-FAILED_SAVES = 3
-PUBLISHED = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json")
+PROGRESS = ("step", "skipped", "best", "validation")
+"""What a run counts, in its checkpoints as it stands here."""
 
 
 class Trainer:
@@ -44,15 +46,13 @@ class Trainer:
 
     def __init__(self, config: Config):
         check_config(config)
-        if config.hub.repo is not None:
-            raise ValueError(f"hub.repo {config.hub.repo!r}: training does not push to the Hub yet; leave it out and "
-                             "upload the run folder afterwards, `hf upload ORG/NAME RUN`")
         self.config = config
         self.folder = Path(config.output_dir)
         self.accelerator = Accelerator(mixed_precision=precision(config.precision), kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False)])
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         set_seed(config.seed)
+        self.saver = Saver(config) if self.main else None
         self.resume_from = snapshot.find(config.resume, self.folder)
         self._open_data()
         self._build()
@@ -61,10 +61,10 @@ class Trainer:
         if self.steps < 1:
             raise ValueError(f"{len(self.train_data)} training images are fewer than one step takes: lower "
                              f"optim.batch_size ({config.optim.batch_size})")
-        self.step, self.skipped, self.failed_saves = 0, 0, 0
+        self.step, self.skipped = 0, 0
         self.best = {"step": None, "loss": math.inf, "waited": 0}
         self.validation: dict[str, float] = {}
-        self.stopped_by = 0
+        self.stopped_by, self.leaving = 0, False
 
     # Set-up -----------------------------------------------------------------------------------------------
 
@@ -119,45 +119,58 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Train to the end; returns the last validation's numbers.
 
-        Raises `Stop` where the run ends early for a reason that the user has to act on (signal, disk, numbers).
+        Raises `Stop` where the run ends for a reason that the user has to act on (signal, disk, numbers, Hub).
         """
         self._open_folder()
         unreadable = self._resume()
+        self.meter = Meter(self.folder, self.device, self.step > 0, self.accelerator.num_processes)
         self.journal = Journal(self.folder, self.steps, self.step, self.main)
         self.journal.open(self.config, self._described(), self.step)
         self.journal.unreadable(unreadable)
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            self._loop()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            self.journal.close()
+        with closing(self.journal), self._signals():
+            try:
+                self._loop()
+                self.leaving = True
+            except BaseException as error:
+                with suppress(Stop):  # the reason to end is another
+                    self._close(LEAVING if isinstance(error, Stop) else 0.0)
+                raise
+            self._close(PUSHING)
         return self.validation
 
     def _loop(self) -> None:
-        config, count = self.config, self.config.optim.accumulation
-        batches = self.feed.batches(self.step * count, self.steps * count)
-        started, begun_at, enough = time.perf_counter(), self.step, False
-        while self.step < self.steps and not enough:
+        batches = self.feed.batches(*(step * self.config.optim.accumulation for step in (self.step, self.steps)))
+        while self.step < self.steps:
             report = self._train_step(batches)
             self.journal.bar.update()
-            last = self.step == self.steps
-            if self.step % config.log_every == 0 or self.step == 1 or last:
-                seconds = time.perf_counter() - started
-                self._log(report, (self.step - begun_at) * count * self._images() / seconds)
-            if self.step % self._validate_every() == 0 or last:
-                enough = self._validated()
-                started, begun_at = time.perf_counter(), self.step
-            self.stopped_by = self._agreed(self.stopped_by)
-            if self.step % config.save_every == 0 or last or enough or self.stopped_by:
-                self.save()
-            if self.stopped_by:
-                raise Stop(f"stopped by signal {self.stopped_by} after step {self.step}; `--resume auto` goes on",
-                           SIGNAL + self.stopped_by)
-        if enough:
-            self.journal.say(f"early stopping at step {self.step}: no better validation loss since step "
-                             f"{self.best['step']}")
+            last, enough = self.step == self.steps, False
+            if last or self.step == 1 or self._due(self.config.log_every):
+                self._log(report)
+            if last or self._due(self._validate_every()):
+                enough = self._validate()
+            stop, push = self._stop(), self.config.hub.repo is not None and self._due(self.config.hub.push_every)
+            if last or enough or stop or push or self._due(self.config.save_every):
+                self.save(push=bool(last or enough or stop or push))
+            if stop:
+                raise stop
+            if enough:
+                self.journal.say(f"early stopping at step {self.step}: no better validation loss since step "
+                                 f"{self.best['step']}")
+                return
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0
+
+    def _stop(self) -> Stop | None:
+        """A reason to end here, if there is one."""
+        self.stopped_by = self._agreed(self.stopped_by)
+        if self.stopped_by:
+            return Stop(f"stopped by signal {self.stopped_by} after step {self.step}; `--resume auto` goes on",
+                        SIGNAL + self.stopped_by)
+        if self.config.stop_on == "bad" and self._agreed(self.journal.hopeless is not None):
+            verdict = self.journal.hopeless
+            return Stop(f"stopped after step {self.step}: {verdict.line() if verdict else 'not healthy'}", HOPELESS)
+        return None
 
     def _train_step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """One optimizer update; a non-finite loss or gradient leaves weights and buffers as they were."""
@@ -170,9 +183,10 @@ class Trainer:
         for _ in range(config.accumulation):
             batch = next(batches)
             self.journal.unreadable(batch.bad)
-            with self.accelerator.autocast():
-                losses, report, pending = self.wrapped(batch)
-            self.accelerator.backward(losses["total"] / config.accumulation)
+            with self.meter.batch(len(batch.pixel_values), self._kind()):
+                with self.accelerator.autocast():
+                    losses, report, pending = self.wrapped(batch)
+                self.accelerator.backward(losses["total"] / config.accumulation)
             done.append((batch, pending))
         report = {**{name: loss.detach() for name, loss in losses.items()}, **report}
         if self.step % self.config.log_every == self.config.log_every - 1 or self.step == 0:
@@ -195,17 +209,24 @@ class Trainer:
                        "`bitgen data check`", NUMBERS)
         return report
 
-    def _log(self, report: dict[str, Tensor], images_per_second: float) -> None:
-        row = {name: float(value) for name, value in report.items()}
-        self.journal.step(self.step, row | measurements(self.objective, row) | {"images_per_second": images_per_second})
+    def _kind(self) -> str:
+        """Batches that cost the same have the same name."""
+        return "with queue" if int(self.objective.steps) >= self.config.loss.queue_start else "without queue"
+
+    def _log(self, report: dict[str, Tensor]) -> None:
+        if self.main:
+            row = {name: float(value) for name, value in report.items()}
+            self.journal.step(self.step, row | measurements(self.objective, row) | self.meter.scalars())
 
     def _validate_every(self) -> int:
         return self.config.validate_every or max(self.feed.epoch // self.config.optim.accumulation, 1)
 
-    def _validated(self) -> bool:
+    def _validate(self) -> bool:
         """Validate and log; true where early stopping says that it is enough."""
-        self.validation, gallery = validate(self.weights, self.config, self.val_data, self.tokenizer, self.accelerator)
-        self.journal.validated(self.step, self.validation, gallery, self.val_data, self.model)
+        with self.meter.aside():
+            self.validation, gallery = validate(self.weights, self.config, self.val_data, self.tokenizer,
+                                                self.accelerator)
+            self.journal.validated(self.step, self.validation, gallery, self.val_data, self.weights)
         loss = self.validation["total"]
         if loss < self.best["loss"] - self.config.optim.min_delta:
             self.best = {"step": self.step, "loss": loss, "waited": 0}
@@ -215,22 +236,15 @@ class Trainer:
 
     # Saving and resuming ----------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Write `checkpoint-<step>`; a failure is a warning, three in a row end the run."""
-        progress = {"step": self.step, "skipped": self.skipped, "best": dict(self.best), "validation": self.validation,
-                    "unreadable": dict(self.journal.bad)}
-        state = snapshot.take(self.objective, self.optimizer, self.accelerator, progress)
-        if self.main:
-            try:
-                path = checkpoint.save(self.folder, self.step, self._writers(state), keep=self.config.keep,
-                                       best_step=self.best["step"])
-                checkpoint.publish(path, PUBLISHED, self.folder)
-                self.failed_saves = 0
-            except checkpoint.CheckpointError as error:
-                self.failed_saves += 1
-                self.journal.say(f"warning: {error}; training goes on")
-        if self._agreed(self.failed_saves) >= FAILED_SAVES:
-            raise Stop(f"{FAILED_SAVES} checkpoints in a row could not be written to {self.folder}", DISK)
+    def save(self, push: bool = False) -> None:
+        """Write `checkpoint-<step>`, and `push` it; a failure is a warning, three in a row end the run."""
+        with self.meter.aside():
+            progress = {name: getattr(self, name) for name in PROGRESS} | {"unreadable": dict(self.journal.bad)}
+            state = snapshot.take(self.folder, self.objective, self.optimizer, self.accelerator, progress)
+            if self.saver:
+                self.saver.save(self.step, self._writers(state), self.best["step"], push)
+        if self._agreed(self.saver.failed if self.saver else 0) >= FAILED:
+            raise Stop(f"{FAILED} checkpoints in a row could not be written to {self.folder}", DISK)
 
     def _writers(self, state: dict) -> dict:
         """File name -> function that writes it, of one checkpoint."""
@@ -247,11 +261,14 @@ class Trainer:
         }
 
     def _open_folder(self) -> None:
-        """The run folder with the run's settings. Raises `Stop` where it cannot be written: nothing would remain."""
+        """The run folder with settings and facts. Raises `Stop` where it cannot be written: nothing would remain."""
+        found = facts.gather(self.config, self.model, self.train_data, self.val_data, self.steps, self.device,
+                             self.accelerator.num_processes)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.main:
                 _write_json(self.folder / "run.json", to_dict(self.config))
+                facts.write(self.folder, found)
         except OSError as error:
             raise Stop(f"the run folder {self.folder} cannot be written: {error}", DISK) from error
 
@@ -260,18 +277,31 @@ class Trainer:
         known = {self.train_data.image_ids[i]: reason for i, reason in self.train_data.bad.items()}
         if self.resume_from is None:
             return known
-        progress = snapshot.restore(self.resume_from, self.objective, self.optimizer, self.accelerator)
-        self.step, self.skipped = progress["step"], progress["skipped"]
-        self.best, self.validation = progress["best"], progress["validation"]
+        progress = snapshot.restore(self.resume_from, self.folder, self.objective, self.optimizer, self.accelerator)
+        for name in PROGRESS:
+            setattr(self, name, progress[name])
         return known | progress["unreadable"]
 
     # Small things -----------------------------------------------------------------------------------------
 
-    def _on_signal(self, number: int, _) -> None:
-        """The first signal ends the run after the step; the second at once."""
-        if self.stopped_by:
-            raise SystemExit(SIGNAL + number)
-        self.stopped_by = number
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the run after the step; a second one, or one after the last step, at once."""
+        def receive(number: int, _) -> None:
+            if self.stopped_by or self.leaving:
+                raise SystemExit(SIGNAL + number)
+            self.stopped_by = number
+
+        previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _close(self, patience: float) -> None:
+        if self.saver:
+            self.saver.close(patience)
 
     def _agreed(self, number: int) -> int:
         """The largest of what the processes say, so that they save and stop together."""
@@ -280,10 +310,6 @@ class Trainer:
         told = torch.tensor(number, device=self.device)
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
         return int(told)
-
-    def _images(self) -> int:
-        """Images of a batch over all processes."""
-        return self.config.optim.batch_size * self.accelerator.num_processes
 
     def _described(self) -> str:
         """The run in a line."""

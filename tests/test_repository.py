@@ -38,7 +38,7 @@ ORDER = """
     optimizer diagnostics attention grounding geometry probes slots mistakes
     randomness strict_json admission wire download hub
     catalogue engine store gallery query indexing index parquet index_commands
-    batches validation journal snapshot trainer
+    batches validation journal snapshot saving trainer
     cli __main__
 """.split()
 

@@ -1,0 +1,66 @@
+"""Where checkpoints go: into the run folder, and from there, with the model card, to the Hub."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from bitgen import card, checkpoint
+from bitgen.config import Config
+from bitgen.exits import PUSH, Stop
+from bitgen.push import Publisher
+
+FAILED = 3
+"""Saves in a row that fail before the run ends."""
+PUBLISHED = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json")
+PUSHING, LEAVING = 900.0, 3.0
+"""Seconds that the last push may take at the end of a run, and of one that is told to stop: it can be made up for."""
+
+
+class Saver:
+    """The main process's. Raises `ValueError` where it is known at the start that the Hub will take nothing."""
+
+    def __init__(self, config: Config):
+        self.folder, self.keep = Path(config.output_dir), config.keep
+        self.failed = 0
+        self.publisher = Publisher(self.folder, config.hub) if config.hub.repo is not None else None
+        if self.publisher:
+            self.publisher.check()
+
+    def save(self, step: int, writers: dict[str, Callable[[Path], None]], best_step: int | None, push: bool) -> None:
+        """`checkpoint-{step}`, offered to the Hub where `push`. A failure is a warning; `failed` counts those in a row.
+        """
+        try:
+            path = checkpoint.save(self.folder, step, writers, keep=self.keep, best_step=best_step)
+            checkpoint.publish(path, PUBLISHED, self.folder)
+        except checkpoint.CheckpointError as error:
+            self.failed += 1
+            _say(f"warning: {error}; training goes on")
+            return
+        self.failed = 0
+        if push:
+            self._write_card()
+            if self.publisher:
+                self.publisher.offer(step, best_step)
+
+    def _write_card(self) -> None:
+        try:
+            card.write(self.folder)
+        except (OSError, ValueError) as error:
+            _say(f"warning: the model card {self.folder / card.CARD} is not up to date: {error}")
+
+    def close(self, patience: float = PUSHING) -> None:
+        """Waits at most `patience` seconds for the last push. Raises `Stop` where it is not on the Hub then."""
+        if self.publisher is None:
+            return
+        status = self.publisher.close(patience)
+        if not status.complete:
+            raise Stop(f"{status}; `bitgen push {self.folder} --repo {status.repo}` tries again", PUSH)
+        _say(str(status))
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
