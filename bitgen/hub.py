@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -59,20 +60,18 @@ def pull(repo: str, folder: str | Path, revision: str | None = None, checkpoint:
     name = checkpoint or _newest(commit)
     limits = {file: BYTES[file] for file in (*FILES, MANIFEST, "metrics.json", "run.json")} | {f"{name}.pt": RUN_BYTES}
     files = commit.choose(limits, RUN_BYTES, name)
-    final, partial = root / name, root / f"{name}.tmp"
-    shutil.rmtree(partial, ignore_errors=True)
+    final, place = root / name, root / f"{name}.{os.getpid()}.tmp"  # of its own: all processes of a run may pull
+    partial = place / name
     try:
         commit.download(files[MANIFEST], partial / MANIFEST)
         if not _stands(final, partial / MANIFEST):
             for file in files.keys() - {MANIFEST}:
                 commit.download(files[file], partial / file)
             _check_run(partial, files.keys() - {MANIFEST}, f"{commit}/{name}")
-            shutil.rmtree(final, ignore_errors=True)  # a damaged one
-            partial.rename(final)
+            if _move(partial, final) and not (root / "model.safetensors").exists():
+                publish(final, FILES, root)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    if not (root / "model.safetensors").exists():
-        publish(final, FILES, root)
+        shutil.rmtree(place, ignore_errors=True)
     print(f"{commit}/{name} is in {final}", file=sys.stderr)
     return final
 
@@ -134,6 +133,20 @@ def _stands(folder: Path, manifest: Path) -> bool:
     return True
 
 
+def _move(partial: Path, final: Path) -> bool:
+    """Give a checked checkpoint its name, in place of a damaged one; false where another process has done so."""
+    if _stands(final, partial / MANIFEST):
+        return False
+    shutil.rmtree(final, ignore_errors=True)
+    try:
+        partial.rename(final)
+    except OSError:
+        if not _stands(final, partial / MANIFEST):
+            raise
+        return False
+    return True
+
+
 def _check_run(folder: Path, names: set[str], source: str) -> None:
     """Raises `ValueError` unless a downloaded checkpoint is whole and can be resumed."""
     manifest = read_json(folder / MANIFEST, BYTES[MANIFEST])
@@ -145,4 +158,4 @@ def _check_run(folder: Path, names: set[str], source: str) -> None:
     except CheckpointError as error:
         raise ValueError(f"{source}: {error.reason}") from None
     read_processor(folder, read_model(folder))
-    check_state(folder / f"{folder.stem}.pt")
+    check_state(folder / f"{folder.name}.pt")

@@ -14,6 +14,7 @@ from bitgen.checkpoint import verify
 from bitgen.cli import main, parse_config
 from bitgen.download import Commit
 from bitgen.hub import load, pull, resolve_resume
+from bitgen.push import push_run
 from bitgen.trainer import Trainer
 from bitgen.wire import HubError
 
@@ -332,9 +333,12 @@ def run(tmp_path_factory):
 
 
 def train(*settings):
-    """A run without the pictures that a validation draws."""
+    """A run that draws nothing: it would take longer than its training."""
+    from matplotlib.figure import Figure
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitgen.journal.Journal.validated", lambda *_: None)
+        patch.setattr("bitgen.journal.picture", lambda *_: Figure(figsize=(1, 1)))
+        patch.setattr("bitgen.card._draw", lambda *_: False)
         Trainer(parse_config([*TINY, *settings])).fit()
 
 
@@ -346,16 +350,31 @@ def pushed(hub, run):
     return files
 
 
-def test_a_run_that_is_taken_over_elsewhere_ends_in_the_same_bits(hub, run, pushed, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
+def test_a_run_that_is_pushed_and_taken_over_elsewhere_ends_in_the_same_bits(hub, run, tmp_path):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    shutil.copytree(run / "checkpoint-3", here / "checkpoint-3")
+    assert push_run(here, REPO).complete
+    shutil.rmtree(here)
     source = resolve_resume(f"hub://{REPO}@main", elsewhere)
     assert source == elsewhere / "checkpoint-3"
     train("--output-dir", str(elsewhere), "--resume", str(source))
     assert (elsewhere / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     ended, resumed = (torch.load(folder / "checkpoint-6/checkpoint-6.pt", weights_only=True) for folder in
                       (run, elsewhere))
-    assert ended["random"][0].keys() == resumed["random"][0].keys()
-    assert all(torch.equal(ended["objective"][name], resumed["objective"][name]) for name in ended["objective"])
+    for part in ("objective", "optimizer", "random"):
+        assert differences(ended[part], resumed[part]) == []
+
+
+def differences(a, b, path=""):
+    """Places where two nested states differ in a single bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        a, b = list(a.items()), list(b.items())
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        return [found for i, (x, y) in enumerate(zip(a, b)) for found in differences(x, y, f"{path}/{i}")]
+    return [] if a == b else [path]
 
 
 def test_pulling_leaves_a_run_folder_that_verifies_and_loads(hub, run, pushed, tmp_path, capsys):
@@ -391,6 +410,18 @@ def test_a_damaged_checkpoint_is_replaced_and_another_runs_is_not(hub, run, push
     with pytest.raises(ValueError, match="another run's checkpoint"):
         pull(REPO, tmp_path)
     verify(tmp_path / "checkpoint-3")
+
+
+def test_processes_that_pull_at_once_leave_one_whole_checkpoint(hub, run, pushed, tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    from itertools import count
+
+    numbers = count()
+    monkeypatch.setattr("bitgen.hub.os.getpid", lambda: next(numbers))
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(lambda _: pull(REPO, tmp_path), range(3))) == {tmp_path / "checkpoint-3"}
+    verify(tmp_path / "checkpoint-3")
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-3"}
 
 
 @pytest.mark.parametrize("change, reason", [
