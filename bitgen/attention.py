@@ -96,19 +96,21 @@ def decoder_looks(model: BitGen, pixel_values: Tensor, input_ids: Tensor, attent
     return torch.stack(weights).mean((0, 1, 2))[:, 1:1 + model.vision.patches].float()
 
 
-def match_looks(model: BitGen, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """What in the patches (L, P) speaks for a match, by word: attention times its gradient, where that is positive.
+@torch.no_grad()
+def occlusion(model: BitGen, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """How far the cosine of image and caption falls when one patch is painted over, for each patch (P,).
 
-    The gradient is that of the log-odds of matching (Grad-CAM, arXiv 1610.02391, on cross-attention as ALBEF has it);
-    summed over layers, mean over heads. Arguments as `decoder_looks`.
+    What the contrast needs to see, whatever its attention does (Zeiler & Fergus 2014, arXiv 1311.2901, section 4.2).
+    Painted in the image's median colour; below 0 where the caption fits better without. Arguments as `decoder_looks`.
     """
-    input_ids = input_ids[:, attention_mask[0].bool()]
-    seen: dict[str, list[Tensor]] = {"word_to_patch": [], "patch_to_word": []}
-    mask = torch.ones_like(input_ids, dtype=torch.bool)
-    with undisturbed(model), torch.enable_grad():
-        image, text = model.image_tokens(pixel_values), model.text_tokens(input_ids, mask)
-        logits = model.match_head(model.fusion(image.tokens, text.tokens, mask, attentions=seen))
-        weights = seen["word_to_patch"]                                                    # each (1, H, L, 1+P)
-        grads = torch.autograd.grad(logits[0, 1] - logits[0, 0], weights)
-    spoken = sum((weight * grad).clamp(min=0).mean((0, 1)) for weight, grad in zip(weights, grads))
-    return spoken[:, 1:1 + model.vision.patches].detach().float()
+    patches = model.vision.patches
+    side = math.isqrt(patches)
+    size = pixel_values.shape[-1] // side
+    hidden = torch.eye(patches, dtype=torch.bool, device=pixel_values.device).view(patches, 1, side, side)
+    hidden = hidden.repeat_interleave(size, 2).repeat_interleave(size, 3)                  # (P, 1, S, S)
+    median = pixel_values[0].flatten(1).median(1).values[None, :, None, None]
+    with undisturbed(model):
+        caption = model.encode_text(input_ids, attention_mask)[0]
+        whole = model.encode_image(pixel_values)[0] @ caption
+        without = [model.encode_image(torch.where(rows, median, pixel_values)) @ caption for rows in hidden.split(64)]
+    return whole - torch.cat(without)

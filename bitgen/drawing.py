@@ -6,6 +6,7 @@ is imported when a figure is drawn, and never `pyplot`: no window, no global sta
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import textwrap
@@ -97,19 +98,26 @@ def pixels(image: np.ndarray) -> np.ndarray:
 
 def fitted(text: str, inches: float, size: float, lines: int = 1, weight: str = "normal") -> str:
     """`text` in at most `lines` lines that are no wider than `inches` at a font `size`, cut with an ellipsis."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    font = FontProperties(size=size, weight=weight)
     text, letters = " ".join(text.split())[:2000], int(inches * 72 / (0.4 * size))
     while True:  # letters differ in width threefold: measure, and take fewer until it fits
         wrapped = textwrap.wrap(text, letters) or [""]
         if len(wrapped) > lines:
             wrapped[lines - 1:] = [wrapped[lines - 1][: letters - 2].rstrip() + " …"]
-        widest = max(TextPath((0, 0), line, prop=font).get_extents().width / 72 if line else 0 for line in wrapped)
+        widest = max(sum(_advance(letter, weight) for letter in line) for line in wrapped) * size / 72
         if widest <= inches or letters <= 6:
             return "\n".join(wrapped)
         letters = max(6, min(letters - 1, int(letters * inches / widest) + 2))
+
+
+@functools.cache
+def _advance(letter: str, weight: str) -> float:
+    """Width of a letter in DejaVu Sans of size 1. Drawing whole lines to measure them takes seconds a picture."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+    from matplotlib.ft2font import LoadFlags
+
+    font = get_font(findfont(FontProperties(family="DejaVu Sans", weight=weight)))
+    font.set_size(100, 72)
+    return font.load_char(ord(letter), flags=LoadFlags.NO_HINTING).linearHoriAdvance / 65536 / 100
 
 
 def svg(figure: Figure) -> str:

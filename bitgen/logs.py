@@ -10,9 +10,11 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from bitgen import projector
 
 METRICS = "metrics.jsonl"
 LAYOUT = {
@@ -27,9 +29,20 @@ LAYOUT = {
         "validation loss": [r"val_total$"],
         "validation recall at 1": [r"val_(chance_)?[ti]2[it]_r1$"],
         "learning rate": [r"lr$"],
-    }
+    },
+    "Inside": {
+        "gates of the fusion open": [r"gate/.*$"],
+        "logit scale (1 / temperature) rises, below 100": [r"logit_scale$"],
+        "gradient norm of each part": [r"grad_norm/.*$"],
+        "update over weights, about 0.001": [r"update/.*$"],
+        "slots in use (perplexity of the mean address)": [r"address_perplexity$"],
+        "gap between images and captions closes": [r"features/gap(_noise)?$"],
+        "cosine of pairs rises, of others falls": [r"features/(positive|negative)_cosine$"],
+        "directions in use (effective rank)": [r"features/rank_(images|texts)$"],
+    },
 }
-"""TensorBoard's page "Custom scalars": the training guide's signs, each a chart of the tags that match."""
+"""TensorBoard's "Custom scalars": a page with the training guide's signs, one with what goes on inside. A chart shows
+the tags that match."""
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +100,17 @@ class RunLog:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         self._event(step, lambda s: s.image(tag, _numpy(canvas.buffer_rgba())[..., :3], dataformats="HWC"))
+
+    def pr_curve(self, tag: str, probabilities: Any, labels: Any, step: int) -> None:
+        """Precision over recall of probabilities (n,) of being true for labels (n,) bool; NaN counts as 0."""
+        import numpy
+
+        values = numpy.clip(numpy.nan_to_num(_numpy(probabilities)), 0, 1)
+        self._event(step, lambda s: s.pr_curve(tag, _numpy(labels).astype(float), values))
+
+    def embedding(self, name: str, features: Any, columns: dict[str, Sequence[str]], thumbnails: Sequence[Any]) -> None:
+        """Features (N, D) for the projector, in place of those before, as `projector.write` takes them."""
+        self._attempt(lambda: projector.write(self.folder / "tensorboard", name, _numpy(features), columns, thumbnails))
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Markdown."""

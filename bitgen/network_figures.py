@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitgen.drawing import BLUE, COLOURS, GREEN, GREY, ORANGE, cells, fitted, level, picture, pixels, sheet, styled
+from bitgen.drawing import BLUE, COLOURS, GREEN, GREY, ORANGE, cells, fitted, level, pixels, sheet, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,8 +29,8 @@ def gradient_norms(history: Sequence[dict[str, float]]) -> Figure:
         raise ValueError("gradient_norms: no grad_norm/<part> in the history")
     steps = [line["step"] for line in lines]
     table = np.array([[line.get(part, math.nan) for line in lines] for part in parts], dtype=float)
-    table = np.where(np.isfinite(table) & (table > 0), table, np.nan)
-    order = np.argsort(-np.nan_to_num(np.nanmedian(table, 1)))
+    table = np.where(np.isfinite(table) & (table > 0), table, 0)
+    order, largest = np.argsort(-np.median(table, 1), kind="stable"), table.max() or 1.0
     with styled():
         figure = sheet(7.4, 2.6 + 0.2 * len(parts), layout="constrained")
         above, below = figure.subplots(2, 1, height_ratios=(1.8, 0.5 + 0.2 * len(parts)), sharex=True)
@@ -39,9 +39,9 @@ def gradient_norms(history: Sequence[dict[str, float]]) -> Figure:
         above.set(title="Gradient norm before clipping", ylabel="norm", yscale="log")
         above.legend(loc="best")
         from matplotlib.colors import LogNorm
-        low, high = np.nanmin(table), np.nanmax(table)
-        image = below.pcolormesh(steps, range(len(parts)), table[order], norm=LogNorm(max(low, high / 1e5), high),
-                                 shading="nearest", rasterized=True)
+        smallest = max(table[table > 0].min(initial=largest), largest / 1e5)
+        image = below.pcolormesh(steps, range(len(parts)), np.ma.masked_equal(table[order], 0), shading="nearest",
+                                 norm=LogNorm(min(smallest, largest / 10), largest), rasterized=True)
         below.set_yticks(range(len(parts)), [parts[i].removeprefix("grad_norm/") for i in order], size=8)
         below.invert_yaxis()
         below.grid(visible=False)
@@ -130,42 +130,46 @@ def attention(image: np.ndarray, words: Sequence[str], weights: np.ndarray, colu
               title: str = "Where each word looks") -> Figure:
     """An image (3, S, S) uint8, and again under each word with its attention over patches (L, P), P a square.
 
-    Colour says how many times the mean over all words and patches, on one scale for all words. Raises `ValueError`
-    where words and weights differ in number or P is no square.
+    Colour says how many times the mean over all words and patches, on one scale; what is below 0 counts as 0. Raises
+    `ValueError` where words and weights differ in number or P is no square.
     """
     weights = np.asarray(weights, dtype=float)
     side = math.isqrt(weights.shape[-1]) if weights.ndim == 2 else 0
     if not side or side * side != weights.shape[1] or len(words) != len(weights):
         raise ValueError(f"attention: expected weights (L, P) of {len(words)} words over a square of patches, "
                          f"got shape {weights.shape}")
+    weights = np.maximum(weights, 0)
     ratio = weights / max(weights.mean(), 1e-12)
     with styled():
+        from matplotlib import colormaps
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
         columns = min(columns, len(words) + 1)
         rows = math.ceil((len(words) + 1) / columns)
         figure = sheet(1.25 * columns + 1.0, 1.45 * rows + 0.5, layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
-        pale = 160 + 0.37 * pixels(image).mean(2)
-        top = max(2.0, 0.6 * float(ratio.max()))
-        for axes in grid.flat:
-            axes.set_axis_off()
-        picture(grid.flat[0], image)
-        grid.flat[0].set_title("the image", size=8, weight="normal")
-        for axes, word, heat in zip(grid.flat[1:], words, ratio):
-            axes.imshow(pale, cmap="gray", vmin=0, vmax=255)
-            smooth = _smooth(heat, side, *pale.shape)
-            drawn = axes.imshow(smooth, cmap="YlOrRd", alpha=0.85 * np.clip(smooth / top, 0, 1), vmin=0, vmax=top)
-            axes.set_title(fitted(word, 1.1, 8), size=8, weight="normal")
-        figure.colorbar(drawn, ax=grid, label="times the mean", shrink=0.8, extend="max")
-        figure.suptitle(title, x=0.01, ha="left", weight="bold", size=10)
+        axes = figure.subplots()
+        shade = ScalarMappable(Normalize(0, max(2.0, 0.6 * float(ratio.max()))), colormaps["YlOrRd"])
+        tiles = [pixels(image), *(_heated(pixels(image), heat.reshape(side, side), shade) for heat in ratio)]
+        for place, (tile, word) in enumerate(zip(tiles, ["the image", *words])):
+            left, top = 1.08 * (place % columns), 1.22 * (place // columns)
+            axes.imshow(tile, extent=(left, left + 1, top + 1, top), interpolation="nearest")
+            axes.text(left, top - 0.04, fitted(word, 1.1, 8), size=8, va="bottom")
+        axes.set(xlim=(-0.01, 1.08 * columns - 0.07), ylim=(1.22 * rows - 0.21, -0.16), title=title)
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+        figure.colorbar(shade, ax=axes, label="times the mean", shrink=0.8, extend="max")
     return figure
 
 
-def _smooth(heat: np.ndarray, side: int, height: int, width: int) -> np.ndarray:
-    """(P,) over a square of patches -> (height, width), without edges."""
+def _heated(image: np.ndarray, heat: np.ndarray, shade) -> np.ndarray:
+    """An image (S, S, 3) uint8, pale and grey, under a smooth layer of colour: heat (p, p) in the units of `shade`."""
     from PIL import Image
 
-    small = Image.fromarray(heat.reshape(side, side).astype(np.float32))
-    return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+    size = image.shape[1::-1]
+    smooth = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    pale = (160 + 0.37 * image.mean(2))[..., None] / 255
+    cover = 0.85 * np.clip(shade.norm(smooth), 0, 1)[..., None]
+    return cover * shade.cmap(shade.norm(smooth))[..., :3] + (1 - cover) * pale
 
 
 def temperature_and_gates(history: Sequence[dict[str, float]]) -> Figure:

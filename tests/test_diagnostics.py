@@ -41,7 +41,7 @@ def test_looking_changes_nothing(model):
     D.activations(model, batch)
     D.landscape(model, batch, LossConfig(), points=3, directions=1)
     A.attention_entropy(model, batch)
-    A.match_looks(model, batch.pixel_values[:1], batch.input_ids[:1], batch.attention_mask[:1])
+    A.occlusion(model, batch.pixel_values[:1], batch.input_ids[:1], batch.attention_mask[:1])
     S.facts(model, gallery_of(model, batch))
     after = everything(model)
     assert all(torch.equal(before[name], after[name]) for name in before) and model.training
@@ -153,11 +153,23 @@ def test_looks_are_over_patches_of_real_words(model):
     batch = tiny_batch(captions=1)
     one = batch.pixel_values[:1], batch.input_ids[:1], batch.attention_mask[:1]
     words = int(batch.attention_mask[0].sum())
-    seen, spoken = A.decoder_looks(model, *one), A.match_looks(model, *one)
-    assert seen.shape == (words - 1, 16) and spoken.shape == (words, 16)
-    assert (seen >= 0).all() and (seen.sum(1) < 1).all() and (spoken >= 0).all() and spoken.any()
+    seen = A.decoder_looks(model, *one)
+    assert seen.shape == (words - 1, 16) and (seen >= 0).all() and (seen.sum(1) < 1).all()
     padded = F.pad(one[1], (0, 3)), F.pad(one[2], (0, 3))
     assert torch.allclose(A.decoder_looks(model, one[0], *padded), seen, atol=1e-6)
+
+
+def test_occlusion_paints_over_one_patch_at_a_time(model):
+    batch = tiny_batch(captions=1)
+    pixels, words = batch.pixel_values[:1], (batch.input_ids[:1], batch.attention_mask[:1])
+    falls = A.occlusion(model, pixels, *words)
+    painted = pixels.clone()
+    painted[:, :, 8:16, 16:24] = pixels[0].flatten(1).median(1).values[:, None, None]        # row 1, column 2 of 4 x 4
+    caption = model.encode_text(*words)
+    expected = ((model.encode_image(pixels) - model.encode_image(painted)) * caption).sum()
+    assert falls.shape == (16,) and falls[6] == pytest.approx(expected.item(), abs=1e-5)
+    flat = torch.full_like(pixels, 0.3)
+    assert A.occlusion(model, flat, *words).abs().max() < 1e-5
 
 
 def test_landscape_passes_through_the_weights(model):

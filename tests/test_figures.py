@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from bitgen import figures
+from bitgen import drawing, feature_figures, figures, memory_figures, network_figures
 from bitgen.figures import GREEN, GREY, Query
 
 LONG = "a very long caption that goes on and on about a large striped purple triangle " * 10
@@ -136,3 +136,102 @@ def test_nothing_is_imported_or_set_before_a_figure_is_drawn():
             "import matplotlib; assert 'matplotlib.pyplot' not in sys.modules\n"
             "assert matplotlib.rcParams['axes.spines.top']")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Features, memory, network ----------------------------------------------------------------------------------
+
+RANDOM = np.random.default_rng(0)
+ENTROPY = {"text 0 self": [1.0, 0.5], "fusion 0 words to patches": [0.2]}
+HISTORY = [{"step": 10 * t, "grad_norm": 1 / t, "grad_norm/text": 0.5 / t, "grad_norm/memory": 0.0, "logit_scale": 20.0,
+            "gate/0.word_gate": 0.01 * t, "gate/0.patch_gate": -0.01 * t, "val_total": 2 / t} for t in range(1, 30)]
+DRAWN = {
+    "embedding_map": lambda: feature_figures.embedding_map(
+        {"before": (RANDOM.random((4, 2)), RANDOM.random((6, 2))), "after": (np.zeros((4, 2)), np.zeros((6, 2)))},
+        [0, 0, 1, 2, 3, 3], groups=["red", "blue", "red", "$x"]),
+    "similarity": lambda: feature_figures.similarity(RANDOM.standard_normal((5, 5))),
+    "probes": lambda: feature_figures.probes(["red", "blue", "ring"], ["colour", "colour", "shape"],
+                                             {"features": [1, 0.9, 0.2], "dealt": [0.5, 0.4, 0.6]}),
+    "confusion": lambda: feature_figures.confusion(["ring", "star"], np.array([[0.9, 0.1], [0.0, 1.0]]), "shape", 0.3),
+    "differences": lambda: feature_figures.differences({"colour": 0.1, "shape": 0.9}, {"colour": 0.8, "shape": 0.9}),
+    "slot_usage": lambda: memory_figures.slot_usage(
+        [0.5, 0.5, 0.0], ([1, 2], np.ones((2, 3)) / 3), (["red", "blue"], np.array([[1.0, -1, 0], [0, 0, 0]]))),
+    "slot_likeness": lambda: memory_figures.slot_likeness(np.eye(4), np.eye(4)),
+    "certainty": lambda: memory_figures.certainty(np.ones((4, 3)), np.full((4, 5), 0.5), 0.1),
+    "capacity": lambda: memory_figures.capacity([4, 8], {"pair": [1, 0.5], "chance": [0.25, 0.125]}, 8),
+    "gradient_norms": lambda: network_figures.gradient_norms(HISTORY),
+    "gradient_table": lambda: network_figures.gradient_table({"text": {"itc": 0.1, "itm": 0.0}, "head": {"itm": 2.0}}),
+    "update_ratios": lambda: network_figures.update_ratios({100: {"text": 1e-3}, 200: {"text": 1e-4, "head": 1e-2}}),
+    "activations": lambda: network_figures.activations(["a", "b"], [1, 2], [0, 0], [3, 4]),
+    "attention_entropy": lambda: network_figures.attention_entropy(ENTROPY),
+    "attention": lambda: network_figures.attention(PIXELS[0], ["red", "W" * 80], RANDOM.random((2, 16))),
+    "temperature_and_gates": lambda: network_figures.temperature_and_gates(HISTORY),
+    "landscape": lambda: network_figures.landscape([-1, 0, 1], {"itc": [[2, 1, 2]], "total": [[3, 2, 4]]}),
+    "compared": lambda: figures.compared({"one": HISTORY, "two": HISTORY[:5]}),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_figure_is_drawn_in_the_common_style(name):
+    figure = DRAWN[name]()
+    assert drawn(figure).std() > 0
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert all(axes.get_title("left") for axes in panels)
+    assert all(axes.get_ylabel() for axes in figure.axes if axes not in panels), "a scale without a unit"
+    labelled = figure.get_supxlabel() or any(axes.get_xlabel() for axes in panels)
+    assert labelled or name in ("gradient_table", "attention"), "columns of those two are named one by one"
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_page_gives_the_colours_of_text_and_lines():
+    text = drawing.svg(DRAWN["slot_usage"]())
+    assert text.startswith("<svg") and text.rstrip().endswith("</svg>") and 'id="axes_' not in text
+    assert f"var(--ink, {drawing.INK})" in text and f"var(--rule, {GREY})" in text and drawing.BLUE in text
+    assert text == drawing.svg(DRAWN["slot_usage"]()), "the same figure is the same text"
+    assert "#ffffff" not in text.split("</defs>")[0], "no ground"
+
+
+def test_dead_slots_are_marked():
+    axes = memory_figures.slot_usage([0.5, 0.497, 0.003, 0.0]).axes[0]
+    labels = axes.get_legend_handles_labels()[1]
+    assert "used: 2" in labels and "not used: 2" in labels
+
+
+def test_a_part_that_no_loss_reaches_is_a_dot():
+    figure = network_figures.gradient_table({"text": {"itc": 0.1, "itm": 0.0}})
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.1", "·"]
+
+
+def test_whiskers_are_the_intervals():
+    report = {f"{prefix}{way}_r{k}": 0.5 for prefix in ("", "chance_") for way in ("t2i", "i2t") for k in (1, 5, 10)}
+    report |= {"t2i_r1_low": 0.4, "t2i_r1_high": 0.7}
+    [bars] = [c for c in figures.recalls(report).axes[0].containers if getattr(c, "has_yerr", False) and
+              c.get_label() == "_nolegend_"][:1]
+    low, high = bars.lines[2][0].get_segments()[0][:, 1]
+    assert (round(low), round(high)) == (40, 70)
+
+
+def test_text_is_measured_as_it_is_drawn():
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    for text, weight in (("a red ring above a blue star", "normal"), ("WWW iii $5,0", "bold")):
+        width = TextPath((0, 0), text, prop=FontProperties(family="DejaVu Sans", size=10, weight=weight)).get_extents()
+        estimate = 10 * sum(drawing._advance(letter, weight) for letter in text)
+        assert estimate == pytest.approx(width.width, rel=0.06)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: feature_figures.embedding_map({"a": (np.zeros((2, 2)), np.zeros((3, 2)))}, [0, 1]), "3 captions with 2"),
+    (lambda: feature_figures.similarity(np.zeros((3, 4))), r"shape \(3, 4\)"),
+    (lambda: feature_figures.probes(["a"], ["b"], {"c": [1, 2]}), "scores of 1 labels"),
+    (lambda: feature_figures.differences({}, {}), "nothing was found wrongly"),
+    (lambda: network_figures.gradient_norms([{"step": 1}]), "no grad_norm"),
+    (lambda: network_figures.update_ratios({1: {}}), "no ratios"),
+    (lambda: network_figures.attention(PIXELS[0], ["a"], np.zeros((1, 15))), r"shape \(1, 15\)"),
+    (lambda: network_figures.temperature_and_gates([{"step": 1}]), "no logit_scale"),
+    (lambda: figures.compared({"a": [{"step": 1}]}), "none of val_total"),
+])
+def test_bad_input_of_the_others_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

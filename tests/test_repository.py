@@ -31,14 +31,14 @@ ORDER = """
     listing shards annotations formats cache streamed dataset
     processing negatives data prepare
     model
-    objective leak checkpoint logs exits precision
+    objective leak checkpoint projector logs exits precision
     signs checks health
     accounting evaluate markdown facts record card
     repository upload outbox push
     optimizer diagnostics attention grounding geometry probes slots mistakes
     randomness strict_json admission wire download hub
     catalogue engine store gallery query indexing index parquet index_commands
-    batches validation journal snapshot saving trainer
+    boards batches validation journal snapshot saving trainer
     cli __main__
 """.split()
 

@@ -1,0 +1,144 @@
+"""What TensorBoard shows of a run beside its curves: after each validation, how features, memory and attention stand.
+
+    boards.validated(log, step, model, gallery, data)
+
+Curves are logged as they come; here are histograms, pictures, the projector's thumbnails and the precision of matching.
+N images, M captions, K slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitgen import feature_figures, memory_figures, network_figures
+from bitgen.attention import attention_entropy, decoder_looks
+from bitgen.data import Batch
+from bitgen.diagnostics import undisturbed
+from bitgen.evaluate import Gallery, picture
+from bitgen.geometry import geometry, similarity
+from bitgen.images import normalise
+from bitgen.logs import RunLog
+from bitgen.model import BitGen
+from bitgen.projection import pca
+from bitgen.slots import facts, mass
+
+FIRST = 64  # images that are looked at closely
+MAPPED = 500  # images in the projector, each with its first caption
+TINT = np.array([[[230]], [[159]], [[0]]])  # orange, half of a caption's thumbnail
+
+
+@torch.no_grad()
+def validated(log: RunLog, step: int, model: BitGen, gallery: Gallery, data: Any) -> None:
+    """Log what notebook pages draw, for the held-out images of `gallery` (features of N images and all M captions).
+
+    data: the data set of the gallery; `model.tokenizer` must be set. The model and the random state are left as they
+    were. Takes a few seconds of one core, most of them for drawing.
+    """
+    with undisturbed(model):
+        log.figure("retrieval/answers", picture(gallery, data, model.vision_config.image_size), step)
+        weights(log, step, model)
+        features(log, step, gallery)
+        projector(log, step, gallery, data, model.vision_config.image_size)
+        close, batch = _close_up(model, gallery, data)
+        matching(log, step, model, close)
+        attention(log, step, model, batch)
+        if model.memory is not None:
+            memory(log, step, model, close)
+
+
+def weights(log: RunLog, step: int, model: BitGen) -> None:
+    """How the weights of each part are distributed."""
+    for name, part in model.named_children():
+        if found := [p.detach().flatten() for p in part.parameters()]:
+            log.histogram(f"weights/{name}", torch.cat(found), step)
+
+
+def features(log: RunLog, step: int, gallery: Gallery) -> None:
+    """Gap, alignment, uniformity; cosines of pairs and of others; the similarity matrix; the map by PCA."""
+    images, texts, owner = gallery.image_features, gallery.text_features, gallery.owner
+    numbers = geometry(images, texts, owner)
+    log.scalars(step, {f"features/{name}": value for name, value in numbers.items() if name != "width"})
+    log.histogram("cosine/belong together", (images[owner] * texts).sum(1), step)
+    if len(images) < 2:
+        return
+    log.histogram("cosine/others", (images.roll(1, 0)[owner] * texts).sum(1), step)
+    log.figure("features/similarity", feature_figures.similarity(similarity(images, texts, owner, FIRST)), step)
+    some = owner < FIRST * 2
+    plane = pca(torch.cat([images[: FIRST * 2], texts[some]]))
+    panel = {f"step {step}": (plane.project(images[: FIRST * 2]), plane.project(texts[some]))}
+    log.figure("features/map", feature_figures.embedding_map(panel, owner[some]), step)
+
+
+def projector(log: RunLog, step: int, gallery: Gallery, data: Any, size: int) -> None:
+    """Images and their first captions for the projector; a caption's thumbnail is its image's, tinted orange."""
+    count = min(MAPPED, len(gallery.indices))
+    firsts = torch.searchsorted(gallery.owner, torch.arange(count))
+    places = gallery.indices[:count]
+    pictures = [data.pixels(i, size).numpy() for i in places]
+    tinted = [((image.astype(np.int64) + TINT) // 2).astype(np.uint8) for image in pictures]
+    said = [data.captions[i][0] for i in places]
+    log.embedding(f"features, step {step}", torch.cat([gallery.image_features[:count], gallery.text_features[firsts]]),
+                  {"caption": said * 2, "what": ["image"] * count + ["caption"] * count,
+                   "image": [data.image_ids[i] for i in places] * 2}, pictures + tinted)
+
+
+def matching(log: RunLog, step: int, model: BitGen, close: Gallery) -> None:
+    """Precision and recall of matching: each image with its caption, and with the most similar wrong one."""
+    count = len(close.indices)
+    cosines = close.text_features @ close.image_features.T                                   # (n, n)
+    wrong = cosines.fill_diagonal_(float("-inf")).argmax(0)
+    images, captions = torch.arange(count).repeat(2), torch.cat([torch.arange(count), wrong])
+    device = next(model.parameters()).device
+    logits = model.match_tokens(close.image_tokens.to(device), close.text_tokens.to(device),
+                                close.attention_mask.to(device), (images.to(device), captions.to(device)))
+    if count > 1:
+        log.pr_curve("itm", logits.softmax(-1)[:, 1], torch.arange(2 * count) < count, step)
+        log.histogram("itm/right", (logits[:count, 1] - logits[:count, 0]), step)
+        log.histogram("itm/hard negative", (logits[count:, 1] - logits[count:, 0]), step)
+
+
+def attention(log: RunLog, step: int, model: BitGen, batch: Batch) -> None:
+    """How spread every head's attention is, and where the first caption's words look."""
+    log.figure("attention/spread", network_figures.attention_entropy(attention_entropy(model, batch)), step)
+    mask = batch.attention_mask[:1]
+    looks = decoder_looks(model, batch.pixel_values[:1], batch.input_ids[:1], mask)
+    words = [model.tokenizer.decode([i]).strip() or "·" for i in batch.input_ids[0][mask[0]].tolist()[1:]]
+    words[-1] = "(end)"
+    pixels = _shown(batch.pixel_values[0], model)
+    log.figure("attention/words", network_figures.attention(pixels, words[:23], looks[:23].cpu().numpy()), step)
+
+
+def memory(log: RunLog, step: int, model: BitGen, close: Gallery) -> None:
+    """Mass of each slot, and how peaked single addresses are."""
+    address = model.memory.address(facts(model, close).key.to(model.memory.prior_mean.device)).cpu()
+    log.histogram("memory/largest share of a fact", mass(address).amax(1), step)
+    log.figure("memory/slots", memory_figures.slot_usage(mass(address).mean(0).numpy()), step)
+
+
+def _close_up(model: BitGen, gallery: Gallery, data: Any) -> tuple[Gallery, Batch]:
+    """The first images with one caption each, encoded again with their tokens; and as the batch they are."""
+    places = gallery.indices[:FIRST]
+    device, vision = next(model.parameters()).device, model.vision_config
+    pixels = torch.stack([data.pixels(i, vision.image_size) for i in places]).to(device)
+    ids, mask = model.tokenizer.encode([data.captions[i][0] for i in places], model.config.max_tokens)
+    index = torch.arange(len(places))
+    batch = Batch(normalise(pixels, vision.mean, vision.std), ids.to(device), mask.bool().to(device), index.to(device),
+                  index.to(device), index.to(device))
+    image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, batch.attention_mask)
+    close = Gallery(image.feature, text.feature, index, places, image.tokens, text.tokens, batch.attention_mask)
+    return Gallery(**{f.name: _kept(getattr(close, f.name)) for f in dataclasses.fields(close)}), batch
+
+
+def _kept(value: Any) -> Any:
+    return value.float().cpu() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _shown(pixels: Tensor, model: BitGen) -> np.ndarray:
+    """Normalised pixels (3, S, S) as they were, uint8."""
+    mean, std = (torch.tensor(x)[:, None, None] for x in (model.vision_config.mean, model.vision_config.std))
+    return ((pixels.cpu() * std + mean) * 255).round().clamp(0, 255).byte().numpy()
