@@ -106,7 +106,7 @@ KINDS = {
     "frozen random tower": Kind("vision tower", 60, frozen_tower),
     "shuffled captions": Kind("contrast", 160, shuffled_captions),
     "lr x 100": Kind("gradient", 100, changes={"optim": {"lr": 0.2}}),
-    "leaked decoder": Kind("text collapse", 160, leaked_decoder),
+    "leaked decoder": Kind("text collapse", 280, leaked_decoder),
     "memory written once": Kind("memory quality", 160, memory_written_once),
     "queue false negatives": Kind("queue", 280, queue_without_ids, {"data": {"limit": 64}, "loss": {"queue": 4096}}),
     "label-free ITM": Kind("matching", 340, random_labels),
