@@ -27,7 +27,7 @@ from app import limits
 from app.models import Loaded
 from bitgen.cache import cache_folder
 from bitgen.config import DataConfig
-from bitgen.data import open_data
+from bitgen.dataset import Dataset, open_data, sources
 from bitgen.gallery import Pictures, of_data, of_files, of_folder
 from bitgen.images import BadImage, safe_open_image
 from bitgen.index import Index
@@ -86,6 +86,11 @@ class Gallery:
         return sorted({tag for tags in self._source.tags for tag in tags})
 
     @cached_property
+    def captions_count(self) -> int:
+        """Captions of all pictures together."""
+        return sum(map(len, self._source.captions))
+
+    @cached_property
     def said_of(self) -> dict[str, str]:
         """From a caption to the first picture that it is said of: the right answer for a query that is a caption."""
         said: dict[str, str] = {}
@@ -108,7 +113,7 @@ def open_gallery(source: Pictures, loaded: Loaded, folder: Path, progress: Progr
     if gone:
         index.remove(gone)
     if not len(index):
-        reasons = "; ".join(f"{Path(file).name}: {why}" for file, why in list(index.skipped.items())[:5])
+        reasons = "; ".join(f"{name}: {_reason(why)}" for name, why in list(index.skipped.items())[:5])
         raise ValueError(f"no picture can be used. {reasons}")
     return Gallery(index, encoder, source)
 
@@ -119,19 +124,20 @@ def indexes() -> Path:
 
 
 def find_pictures(root: str, image_size: int) -> Pictures:
-    """The held-out images of a data set, or every image in a folder. Raises `ValueError` for neither."""
-    errors = []
-    for split in ("test", "val", "train"):
-        try:
-            data = open_data(DataConfig(root=root), split, image_size)
-        except ValueError as error:
-            errors.append(str(error))
-            continue
-        tags = [_tags(scene) for scene in data.truth] if data.truth else [[]] * len(data)
-        return dataclasses.replace(of_data(data), name=f"{root} {split} {image_size}", tags=tags)
-    if Path(root).expanduser().is_dir():
+    """The held-out images of a data set (all of them where none are held out), or every image in a folder.
+
+    Raises `ValueError` for neither.
+    """
+    config = DataConfig(root=root)
+    if root == "scenes":
+        data = open_data(config, "test", image_size)
+        return dataclasses.replace(of_data(data), name=f"scenes {image_size}", tags=[_tags(x) for x in data.truth])
+    try:
+        splits = sources(config, image_size)
+    except ValueError:
         return of_folder(Path(root))
-    raise ValueError(f"gallery {root!r}: {errors[0]}")
+    split = next((name for name in ("test", "val", "any") if name in splits), "train")
+    return dataclasses.replace(of_data(Dataset(splits[split]())), name=f"{root} {split}")
 
 
 def _tags(scene: dict) -> list[str]:

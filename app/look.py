@@ -14,14 +14,11 @@ from PIL import Image
 
 from app import limits
 from app.bench import Bench
-from app.models import Loaded, View
-from bitgen.attention import match_looks
-from bitgen.grounding import ground, words_of
+from app.models import View
+from bitgen.grounding import attended, ground, words_of
 
-SIDE = 384  # pixels of the picture that the heat lies on
-HEAT = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], float)  # viridis, 5 stops
-
-
+SIDE = 480  # pixels of the picture that is shown
+DARK = 0.3  # brightness of what is not looked at
 By = Literal["maps", "attention"]
 
 
@@ -35,7 +32,9 @@ class Sight:
     maps: np.ndarray
     """(W, G, G): how much every place speaks for each word."""
     attention: np.ndarray
-    """(W, G', G'): attention of the fusion's words to its patches, weighted by the gradient of matching."""
+    """(W, G', G'): the fusion's attention from words to patches, weighted by the gradient of matching."""
+    attention_back: np.ndarray
+    """(W, G', G'): the same from patches to words."""
     match: float
     """Probability that they belong together."""
 
@@ -58,35 +57,30 @@ def look(bench: Bench, view: View, name: str | None, file: str | None, text: str
     picture = shown if isinstance(shown, Image.Image) else Image.open(shown)
     image = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST if picture.width < SIDE else None)
     words, maps = ground(loaded.model, loaded.processor.tokenizer, **inputs)
-    return Sight(np.asarray(image), words, maps.numpy(), _attention(loaded, inputs), match)
+    spans = words_of(loaded.processor.tokenizer, inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist())
+    forth, back = attended(loaded.model, **inputs)
+    return Sight(np.asarray(image), words, maps.numpy(), _by_word(spans, forth), _by_word(spans, back.T), match)
 
 
-def _attention(loaded: Loaded, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    """`match_looks` by word, as squares."""
-    ids = inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist()
-    by_token = match_looks(loaded.model, **inputs)
+def _by_word(spans: list[tuple[str, list[int]]], by_token: torch.Tensor) -> np.ndarray:
+    """(L, P) by token as (W, G, G) by word."""
     side = int(by_token.shape[1] ** 0.5)
-    by_word = [by_token[places].sum(0) for _, places in words_of(loaded.processor.tokenizer, ids)]
-    return torch.stack(by_word).unflatten(1, (side, side)).numpy()
+    return torch.stack([by_token[places].sum(0) for _, places in spans]).unflatten(1, (side, side)).numpy()
 
 
 def heat(sight: Sight, word: int | None = None, by: By = "maps") -> np.ndarray:
-    """The picture (SIDE, SIDE, 3) uint8 with where a word looks on it; all words together where none is given."""
+    """The picture (SIDE, SIDE, 3) uint8, bright where a word looks and dark elsewhere; by default for all words."""
     maps = getattr(sight, by)
     weights = (maps.mean(0) if word is None else maps[word]).clip(min=0)
-    weights = weights / max(weights.max(), 1e-9)
-    small = Image.fromarray((255 * weights).astype(np.uint8))
-    smooth = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC), float) / 255
-    stops = smooth * (len(HEAT) - 1)
-    below = np.minimum(stops.astype(int), len(HEAT) - 2)
-    colour = HEAT[below] + (HEAT[below + 1] - HEAT[below]) * (stops - below)[..., None]
-    grey = sight.image.mean(-1, keepdims=True)
-    return (0.45 * grey + 0.55 * colour).clip(0, 255).astype(np.uint8)
+    small = Image.fromarray((255 * weights / max(weights.max(), 1e-9)).astype(np.uint8))
+    light = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC), float)[..., None] / 255
+    grey = DARK * sight.image.mean(-1, keepdims=True)
+    return (grey + light * (sight.image - grey)).clip(0, 255).astype(np.uint8)
 
 
 def at(sight: Sight, x: float, y: float, by: By = "maps") -> list[tuple[str, float]]:
     """Each word with how much a place (x, y in pixels of the shown picture) speaks for it, the strongest being 1."""
-    maps = getattr(sight, by)
+    maps = sight.attention_back if by == "attention" else sight.maps
     cells = maps.shape[-1]
     column, row = (min(max(int(value * cells / SIDE), 0), cells - 1) for value in (x, y))
     weights = maps[:, row, column].clip(min=0)

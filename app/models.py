@@ -137,7 +137,7 @@ class Models:
                 names = HfApi().list_repo_files(choice.source, revision=choice.revision)
             except (HfHubHTTPError, OSError) as error:
                 raise ValueError(f"{choice.source}: the Hub does not list it: {error}") from None
-        numbers = {int(match[1]) for name in names if (match := CHECKPOINT.match(name))}
+        numbers = {int(match[1]) for name in names if (match := CHECKPOINT.fullmatch(name.partition("/")[0]))}
         return [f"checkpoint-{number}" for number in sorted(numbers, reverse=True)]
 
     @staticmethod

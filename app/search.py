@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from app import limits
 from app.bench import Bench
@@ -20,6 +19,7 @@ from app.models import View
 from bitgen.query import mix
 
 Find = Literal["images", "captions"]
+GOOD_LENGTH = 55  # characters of an example
 PLAIN = ("a person outdoors", "something red", "a close-up", "two things side by side", "an empty street")
 
 
@@ -133,10 +133,10 @@ def query_feature(gallery: Gallery, query: Query) -> np.ndarray:
 
 
 def examples(bench: Bench, view: View, count: int = 5) -> list[str]:
-    """Short captions of the gallery to try, or plain words where it has none."""
+    """Captions of the gallery to try, none of them long, or plain words where it has none."""
     gallery = bench.gallery(view)
     lines = [line for name in gallery.sample for line in gallery.captions(name)]
-    return sorted(set(lines), key=lambda line: (len(line), line))[:count] or list(PLAIN[:count])
+    return sorted(set(lines), key=lambda line: (abs(len(line) - GOOD_LENGTH), line))[:count] or list(PLAIN[:count])
 
 
 def any_picture(bench: Bench, view: View) -> str:
@@ -168,28 +168,20 @@ def _check(query: Query, wish: Wish) -> None:
         raise ValueError("type some words or give a picture to search with")
 
 
-@torch.inference_mode()
 def _reranked(gallery: Gallery, query: Query, wish: Wish, hits: list[Hit]) -> tuple[list[Hit], str]:
     """The first candidates in the order of ITC logit + ITM log-odds, and a note where matching cannot judge."""
-    model, processor = gallery.encoder.model, gallery.encoder.processor
+    encoder = gallery.encoder
     if not hits:
         return hits, ""
-    many, one = torch.arange(len(hits)), torch.zeros(len(hits), dtype=torch.int64)
     if wish.find == "images" and query.words:
-        images, texts, pairs = [gallery.original(hit.name) for hit in hits], [query.words], (many, one)
+        odds = encoder.log_odds([gallery.original(hit.name) for hit in hits], [query.words])
     elif wish.find == "captions" and query.pictured:
-        shown = query.file or gallery.original(query.name)
-        images, texts, pairs = [shown], [hit.text for hit in hits], (one, many)
+        odds = encoder.log_odds([query.file or gallery.original(query.name)], [hit.text for hit in hits])
     else:
         return hits, "not re-ranked: matching compares words with a picture"
-    words = processor(text=texts)
-    image = model.image_tokens(processor(images=images)["pixel_values"])
-    text = model.text_tokens(**words)
-    logits = model.match_tokens(image.tokens, text.tokens, words["attention_mask"], pairs)
-    odds = logits[:, 1] - logits[:, 0]
-    total = model.scale() * torch.tensor([hit.score for hit in hits]) + odds
-    order = total.argsort(descending=True, stable=True).tolist()
-    return [hits[i]._replace(match=float(odds[i].sigmoid())) for i in order], ""
+    total = encoder.scale * np.array([hit.score for hit in hits]) + odds
+    order = np.argsort(-total, kind="stable")
+    return [hits[i]._replace(match=float(1 / (1 + np.exp(-odds[i])))) for i in order], ""
 
 
 def _truth(gallery: Gallery, query: Query, wish: Wish, feature: np.ndarray) -> tuple[int | None, float | None]:
@@ -203,7 +195,7 @@ def _truth(gallery: Gallery, query: Query, wish: Wish, feature: np.ndarray) -> t
         return None, None
     keys = gallery.encoder.text(own) if captions else gallery.index.features([right])
     score = float((keys @ feature[0]).max())
-    total = gallery.index.catalogue.count("captions") if captions else len(gallery)
+    total = gallery.captions_count if captions else len(gallery)
     # A little below its score: the index holds half precision.
     at_least = gallery.index.search(feature, total, captions=captions, threshold=score - 1e-3).ids[0]
     return 1 + at_least.index(right), (total + 1) / (len(own) + 1 if captions else 2)

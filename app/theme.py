@@ -8,29 +8,47 @@ FONT = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "He
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 
 CSS = """
-.gradio-container {max-width: 1280px !important; margin: 0 auto !important; padding: 12px 20px 40px !important;}
-.gradio-container .main.app {max-width: none; width: 100%; padding: 0;}
-html, body {overflow-x: hidden;}
-footer {opacity: .8;}
-#head {align-items: baseline; gap: 4px 16px;}
+.gradio-container {box-sizing: border-box; width: 100% !important; max-width: 1240px !important;
+  margin: 0 auto !important; padding: 14px 20px 40px !important;}
+.gradio-container .main.app, .gradio-container .wrap, .gradio-container main.contain
+  {max-width: none; width: 100%; min-width: 0;}
+.gradio-container .main.app {padding: 0;}
+#head {align-items: baseline; justify-content: space-between; gap: 2px 16px;}
+#head > * {flex: 0 1 auto; min-width: 0; width: auto;}
 #head h1 {font-size: 1.35rem; font-weight: 650; letter-spacing: -.01em; margin: 0;}
-#status p {color: var(--body-text-color-subdued); margin: 0;}
-.quiet p, .quiet {color: var(--body-text-color-subdued) !important; margin: 0;}
-#no-model {max-width: 640px; margin: 8vh auto !important; text-align: center;}
+#status p, .quiet p, .quiet {color: var(--body-text-color-subdued) !important; margin: 0;}
+.tabs h3 {font-size: 1.05rem; font-weight: 600; margin: 6px 0 0;}
+#no-model {max-width: 640px; margin: 8vh auto !important;}
 #no-model h2 {font-weight: 600;}
-#no-model pre {text-align: left;}
-.results .grid-container {gap: 10px;}
-.results .thumbnail-item {aspect-ratio: auto; height: auto; background: none; border: 0; overflow: visible;}
-.results .thumbnail-item img {aspect-ratio: 1; width: 100%; border-radius: var(--radius-sm);}
-.results .caption-label {position: static; display: block; max-width: none; background: none; border: 0;
-  box-shadow: none; color: var(--body-text-color); font-size: .8rem; padding: 4px 2px; text-align: left; left: 0;
-  white-space: pre-line; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;}
+
+.submit-button {border-radius: var(--radius-sm) !important; align-self: stretch; height: auto !important;
+  margin: 0 0 0 8px !important; padding: 0 16px !important; color: var(--button-primary-text-color) !important;
+  background: var(--button-primary-background-fill) !important; font-weight: 600;}
+.submit-button:hover {background: var(--button-primary-background-fill-hover) !important;}
+.actions {flex-wrap: wrap;}
+.actions > button {flex: 0 0 auto !important;}
+
+.results .grid-wrap {height: auto !important; max-height: none !important; overflow: visible;}
+.results .grid-container {gap: 14px 10px;}
+.results .thumbnail-item {aspect-ratio: auto; height: auto; background: none; border: 0; overflow: visible;
+  box-shadow: none !important; opacity: 1 !important; filter: none !important;}
+.results .thumbnail-item img {aspect-ratio: 1; width: 100%; border-radius: var(--radius-sm); opacity: 1 !important;}
+.results .thumbnail-item.selected img, .results .thumbnail-item:hover img {outline: 3px solid var(--color-accent);}
+.results .caption-label {position: static; max-width: none; background: none; border: 0; box-shadow: none;
+  color: var(--body-text-color) !important; opacity: 1 !important; font-size: .8rem; line-height: 1.35;
+  padding: 5px 1px 0; text-align: left; white-space: pre-line; display: -webkit-box; -webkit-box-orient: vertical;
+  -webkit-line-clamp: 3; overflow: hidden; height: 4.4em;}
 .pixelated img {image-rendering: pixelated;}
+.filled img {width: 100% !important; height: 100% !important; object-fit: contain;}
+.table-wrap *, .confidence-set * {font-family: var(--font) !important;}
+.sight img {width: 100% !important; max-width: 480px; height: auto !important; border-radius: var(--radius-sm);}
+
 button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible
-  {outline: 2px solid var(--color-accent); outline-offset: 2px;}
+  {outline: 2px solid var(--color-accent) !important; outline-offset: 2px;}
 @media (max-width: 640px) {
-  .gradio-container {padding: 8px 10px 32px !important;}
+  .gradio-container {padding: 10px 12px 32px !important;}
   .results .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important;}
+  footer {display: none !important;}
 }
 """
 

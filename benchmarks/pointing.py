@@ -5,7 +5,7 @@
 For each object a caption names, its words' maps are added; a hit is when the strongest place lies in the object's box
 (Zhang et al. 2016, arXiv 1608.00507). Chance is the share of the image that the boxes cover. Printed as a Markdown
 table: what words and places cost together (`bitgen.grounding`), and the attention of the fusion's layers, plain and
-weighted by the gradient of the matching log-odds (`bitgen.attention`).
+weighted by the gradient of the matching log-odds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 import bitgen
-from bitgen.attention import match_looks
 from bitgen.config import DataConfig
 from bitgen.data import open_data
-from bitgen.grounding import ground, words_of
+from bitgen.grounding import attended, ground, words_of
 from bitgen.images import normalise
 from bitgen.scene_words import FIELDS
 
@@ -61,7 +60,8 @@ def looks(model, tokenizer, pixel_values: Tensor, input_ids: Tensor,
     """Method -> (words, maps (W, G, G)) of one image and one caption."""
     spans = words_of(tokenizer, input_ids[0][attention_mask[0].bool()].tolist())
     words = [word for word, _ in spans]
-    by_token = {"attention x gradient, words to patches": match_looks(model, pixel_values, input_ids, attention_mask)}
+    forth, back = attended(model, pixel_values, input_ids, attention_mask)
+    by_token = {"attention x gradient, words to patches": forth, "attention x gradient, patches to words": back.T}
     seen: dict[str, list[Tensor]] = {"word_to_patch": [], "patch_to_word": []}
     with torch.no_grad():
         image, text = model.image_tokens(pixel_values), model.text_tokens(input_ids, attention_mask)

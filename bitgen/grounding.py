@@ -6,8 +6,8 @@ leaving out a word w of the caption, beyond what each costs alone, is a product 
     shared(w, p) = (t - t without w) . (x - x without p)
 
 the interaction of the two (Grabisch & Roubens 1999, for a coalition of two), without gradients and for any towers.
-`bitgen.attention.match_looks` tells where the fusion's attention goes instead; `benchmarks/pointing.py` holds both
-against objects whose places are known. W words, L caption tokens, G cells along a side, S pixels, D width.
+`attended` tells where the fusion's attention goes instead; `benchmarks/pointing.py` holds both against objects whose
+places are known. W words, L caption tokens, P patches, G cells along a side, S pixels, D width.
 """
 
 from __future__ import annotations
@@ -57,19 +57,39 @@ def ground(model: BitGen, tokenizer: Tokenizer, pixel_values: Tensor, input_ids:
     return Grounding([word for word, _ in spans], _spread((lost_text @ lost_image.T).float().cpu()))
 
 
+def attended(model: BitGen, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The fusion's attention from words to patches (L, P), and from patches to words (P, L), in one image and caption.
+
+    Weighted by the gradient of the log-odds of matching where that is positive, summed over layers, mean over heads
+    (Grad-CAM, arXiv 1610.02391, as ALBEF has it on cross-attention, arXiv 2107.07651). Needs no step of `model`, and
+    leaves none of its gradients. Arguments as in `ground`.
+    """
+    seen: dict[str, list[Tensor]] = {"word_to_patch": [], "patch_to_word": []}
+    with torch.enable_grad():
+        image, text = model.image_tokens(pixel_values), model.text_tokens(input_ids, attention_mask)
+        tokens = image.tokens.detach().requires_grad_()  # or there is no gradient in a model whose weights are frozen
+        logits = model.match_head(model.fusion(tokens, text.tokens, attention_mask.bool(), attentions=seen))
+        weights = seen["word_to_patch"] + seen["patch_to_word"]
+        grads = torch.autograd.grad(logits[0, 1] - logits[0, 0], weights)
+    spoken = [(weight * grad).clamp(min=0).mean((0, 1)).detach().float() for weight, grad in zip(weights, grads)]
+    layers = len(seen["word_to_patch"])
+    return sum(spoken[:layers])[:, 1:], sum(spoken[layers:])[1:]                       # less the image's own token
+
+
 def words_of(tokenizer: Tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
     """The words of one row of ids, each with the places of its tokens; marks between words are left out."""
     groups: list[list[int]] = []
+    goes_on = False
     for place, piece in enumerate(tokenizer.tokens(ids)):
-        if ids[place] in (tokenizer.bos, tokenizer.eos):
-            continue
-        goes_on = groups and not piece[:1].isspace() and groups[-1][-1] == place - 1
-        mark = not any(character.isalnum() or character == "\ufffd" for character in piece)
-        if mark or not goes_on or not groups[-1]:
-            groups.append([])
-        groups[-1].append(place)
-    named = [(tokenizer.decode([ids[place] for place in group]).strip(), group) for group in groups]
-    return [(word, group) for word, group in named if any(character.isalnum() for character in word)]
+        mark = not any(character.isalnum() or character == "\ufffd" for character in piece)  # \ufffd: part of a letter
+        if ids[place] == tokenizer.eos or mark:
+            goes_on = False
+        elif goes_on and not piece[:1].isspace():
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+            goes_on = True
+    return [(tokenizer.decode([ids[place] for place in group]).strip(), group) for group in groups]
 
 
 def cover(pixel_values: Tensor) -> Tensor:

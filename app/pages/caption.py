@@ -18,22 +18,25 @@ def build(shell: Shell) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=260):
             image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], image_mode=None,
-                             height=300, elem_id="caption-picture", elem_classes="pixelated")
-            another = gr.Button("Take one of the gallery", size="sm", elem_id="another")
+                             height=300, elem_id="caption-picture", elem_classes=["pixelated", "filled"])
+            with gr.Row(elem_classes="actions"):
+                another = gr.Button("One of the gallery", size="sm", elem_id="another")
         with gr.Column(scale=3, min_width=280):
             with gr.Group():
                 way = gr.Radio([("Greedy", "greedy"), ("Beam search", "beam"), ("Nucleus sampling", "nucleus")],
                                value="greedy", label="Caption by", elem_id="way")
                 temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Temperature of sampling", visible=False)
                 said = gr.Textbox(label="Caption", interactive=False, lines=1, max_lines=5, elem_id="said-of-it",
-                                  placeholder="Give a picture, or take one of the gallery.")
-            go = gr.Button("Caption", variant="primary", size="sm", elem_id="go-caption")
+                                  placeholder="Give a picture, or take one of the gallery")
+            with gr.Row(elem_classes="actions"):
+                go = gr.Button("Caption", variant="primary", size="sm", elem_id="go-caption")
     gr.Markdown("### How well do texts fit this picture?")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=260):
             texts = gr.Textbox(label="Texts, one a line", lines=3, max_lines=8, max_length=limits.TEXT,
                                value="a red ring above a blue square\na green star", elem_id="texts")
-            match = gr.Button("Score", size="sm", elem_id="match")
+            with gr.Row(elem_classes="actions"):
+                match = gr.Button("Score", variant="primary", size="sm", elem_id="match")
         with gr.Column(scale=3, min_width=280):
             fits = table("Texts by how well they fit", "fits")
     gr.Markdown("### Which of your labels is it?")
@@ -42,7 +45,8 @@ def build(shell: Shell) -> None:
             labels = gr.Textbox(label="Labels, one a line or between commas", lines=2, max_lines=8, value=LABELS,
                                 max_length=limits.TEXT, elem_id="labels")
             template = gr.Textbox(label="Sentence, with {} for the label", value="a picture of a {}", max_length=200)
-            classify = gr.Button("Classify", size="sm", elem_id="classify")
+            with gr.Row(elem_classes="actions"):
+                classify = gr.Button("Classify", variant="primary", size="sm", elem_id="classify")
         with gr.Column(scale=3, min_width=280):
             classes = gr.Label(label="Share of each label", num_top_classes=8, show_heading=False, elem_id="classes")
             chance = gr.Markdown(elem_classes="quiet")
@@ -56,7 +60,7 @@ def build(shell: Shell) -> None:
 
     def chosen(view, image, labels, template):
         found = caption.classify(bench, view, image, labels, template)
-        return {row.text: row.share for row in found}, f"By chance each would have {1 / len(found):.2f}."
+        return {row.text: row.share for row in found}, f"By chance each would have {1 / len(found):.1%}."
 
     def take(view):
         return caption.any_picture(bench, view)
@@ -77,4 +81,4 @@ def table(label: str, elem_id: str) -> gr.Dataframe:
     """A table of scores: plain text and numbers."""
     return gr.Dataframe(headers=COLUMNS, datatype=["str", "number", "number", "number"], interactive=False, wrap=True,
                         label=label, show_label=False, elem_id=elem_id,
-                        column_widths=["auto", "100px", "90px", "90px"])
+                        column_widths=["55%", "15%", "15%", "15%"])

@@ -28,7 +28,8 @@ def build(shell: Shell, name: gr.State) -> Looker:
     sight = gr.State(None)
     with gr.Row():
         with gr.Column(scale=2, min_width=260):
-            shown = gr.Image(label="Where it looks", interactive=False, height=340, buttons=[], elem_id="heat")
+            shown = gr.Image(label="Where it looks", show_label=False, interactive=False, container=False, buttons=[],
+                             elem_id="heat", elem_classes="sight")
             note = gr.Markdown(elem_classes="quiet")
         with gr.Column(scale=3, min_width=280):
             text = gr.Textbox(label="Words to look for in it", max_length=limits.TEXT, lines=1, max_lines=3,

@@ -21,17 +21,17 @@ def build(shell: Shell) -> None:
             words = gr.Textbox(label="Words", placeholder="a red ring above a blue square", lines=1, max_lines=3,
                                max_length=limits.TEXT, elem_id="words", submit_btn="Search")
             samples = gr.Dataset(components=[words], samples=[], label="Examples", type="index", elem_id="examples")
-            with gr.Row(equal_height=True, elem_classes="controls"):
+            with gr.Row(equal_height=True):
                 find = gr.Radio([("Pictures", "images"), ("Captions", "captions")], value="images", label="Find",
                                 min_width=200, elem_id="find")
                 rerank = gr.Checkbox(label="Re-rank by matching", info="Words and picture are read together",
                                      min_width=200, elem_id="rerank")
         with gr.Column(scale=2, min_width=220):
             image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], image_mode=None,
-                             height=176, elem_id="picture", elem_classes="pixelated")
-            with gr.Row():
-                surprise = gr.Button("Take one", size="sm", min_width=80, elem_id="surprise")
-                clear = gr.Button("Clear all", size="sm", min_width=80, elem_id="clear")
+                             height=176, elem_id="picture", elem_classes=["pixelated", "filled"])
+            with gr.Row(elem_classes="actions"):
+                surprise = gr.Button("One of the gallery", size="sm", min_width=80, elem_id="surprise")
+                clear = gr.Button("Clear", size="sm", min_width=80, elem_id="clear")
     with gr.Accordion("Options", open=False):
         with gr.Row():
             top = gr.Slider(1, limits.RESULTS, 12, step=1, label="Results")
@@ -48,10 +48,10 @@ def build(shell: Shell) -> None:
                          visible=False)
     table = gr.Dataframe(headers=COLUMNS, datatype=["number", "str", "number", "number", "number"], visible=False,
                          interactive=False, wrap=True, label="Captions found", elem_id="captions", show_label=False,
-                         column_widths=["60px", "auto", "100px", "90px", "110px"])
+                         column_widths=["10%", "50%", "13%", "12%", "15%"])
     with gr.Column(visible=False, elem_id="chosen") as panel:
         gr.Markdown("### The chosen result")
-        with gr.Row(elem_classes="controls"):
+        with gr.Row(elem_classes="actions"):
             similar = gr.Button("Pictures like this", size="sm", elem_id="similar")
             described = gr.Button("Captions for this", size="sm", elem_id="described")
         looker = looking.build(shell, name)
