@@ -75,7 +75,7 @@ def read_config(path: Path) -> BitGen:
             raise ValueError("expected the two sections model and vision")
         model, vision = from_dict(ModelConfig, values["model"], where="model"), values["vision"]
         vision = from_dict(VisionConfig, vision, where="vision")
-        _check_sizes(model, vision)
+        check_sizes(model, vision)
         with torch.device("meta"):
             skeleton = BitGen(model, vision)
     except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, AttributeError) as error:
@@ -87,6 +87,20 @@ def read_config(path: Path) -> BitGen:
         raise ValueError(f"{path}: cuts an image into {skeleton.vision.patches:,} patches; at most {_PATCHES:,} are "
                          "taken: a smaller vision.image_size would be right")
     return skeleton
+
+
+def check_sizes(model: ModelConfig, vision: VisionConfig) -> None:
+    """Raises `ValueError` for a setting that no loadable model has, before anything is built of it."""
+    for name, most in _MODEL.items():
+        if getattr(model, name) > most:
+            raise ValueError(f"model.{name} must be at most {most:,}, got {getattr(model, name)}")
+    tower = {"image_size": vision.image_size, **vision.tower}
+    for name, value in tower.items():
+        allowed = _TOWER.get(name)
+        if allowed is None:
+            raise ValueError(f"vision.tower.{name!r:.80} is no setting of a vision encoder")
+        if not _within(value, allowed):
+            raise ValueError(f"vision.tower.{name}: {brief(value)} is not {_described(allowed)}")
 
 
 def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,19 +170,6 @@ def check_state(path: Path) -> None:
 
 
 # How they are checked ------------------------------------------------------------------------------------------
-
-
-def _check_sizes(model: ModelConfig, vision: VisionConfig) -> None:
-    for name, most in _MODEL.items():
-        if getattr(model, name) > most:
-            raise ValueError(f"model.{name} must be at most {most:,}, got {getattr(model, name)}")
-    tower = {"image_size": vision.image_size, **vision.tower}
-    for name, value in tower.items():
-        allowed = _TOWER.get(name)
-        if allowed is None:
-            raise ValueError(f"vision.tower.{name!r:.80} is no setting of a vision encoder")
-        if not _within(value, allowed):
-            raise ValueError(f"vision.tower.{name}: {brief(value)} is not {_described(allowed)}")
 
 
 def _within(value: Any, allowed: range | float | tuple) -> bool:

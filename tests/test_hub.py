@@ -130,7 +130,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(hub, files, name, capsys):
 
 FAULTS = [(endpoint, kind) for endpoint in ("info", "tree", "resolve", "get")
           for kind in ("cut", "lost", "html", "reset", "silent", 500, 503, 429) if endpoint != "resolve" or kind not in
-          ("cut", "lost", "html")] + [("get", "flip"), ("get", "mute")]
+          ("cut", "lost", "html")] + [("resolve", "flip"), ("get", "flip"), ("get", "mute")]
 
 
 @pytest.mark.parametrize("endpoint, kind", FAULTS)
