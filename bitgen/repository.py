@@ -91,11 +91,10 @@ def _raise_what_passes(response: Any) -> None:
 
 
 def explain(error: BaseException) -> Failure:
-    """What an exception of the client means; the token is taken out of the reason should it be in there."""
+    """What an exception of the client means."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:  # from a thread that uploads
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = f"{type(error).__name__}: {' '.join(lines[:3])}".replace(get_token() or "\0", "…")
+    reason = _line(f"{type(error).__name__}: {error}")
     if isinstance(error, LocalTokenNotFoundError):
         return Failure("auth", REMEDIES[401])
     if isinstance(error, OfflineModeIsEnabled):
@@ -103,12 +102,17 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, HfHubHTTPError):
         status, full = error.response.status_code, FULL.search(str(error.server_message or ""))
         kind = "quota" if status in (402, 403, 413) and full else KINDS.get(status, "bug")
-        told = f": {error.server_message}" if error.server_message else ""
-        reason = f"{REMEDIES[status]} ({status}{told})" if status in REMEDIES and not full else reason
+        if status in REMEDIES and not full:
+            reason = _line(f"{REMEDIES[status]} ({status} {error.server_message or ''}".rstrip() + ")")
         return Failure(kind, reason, _asked_to_wait(error.response.headers))
     if type(error).__module__.startswith(("httpx", "httpcore")) or isinstance(error, (OSError, json.JSONDecodeError)):
         return Failure("bug" if isinstance(error, FileNotFoundError) else "transient", reason)
     return Failure("quota" if FULL.search(str(error)) else "bug", reason)
+
+
+def _line(text: str) -> str:
+    """One line of a message that may come from anywhere; the token is taken out should it be in there."""
+    return " ".join(text.split()).replace(get_token() or "\0", "…")[:400]
 
 
 def _asked_to_wait(headers: Any) -> float:

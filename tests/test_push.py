@@ -184,6 +184,12 @@ def test_whether_a_run_may_push_is_known_at_its_start(quick, change, told):
     assert outcome.kind == "auth" and told in outcome.reason
 
 
+def test_a_reason_is_one_line_without_the_token_whatever_the_hub_says(quick, tmp_path):
+    quick.fault("commit", 403, message="no\nright\twith hf_stub " + "x" * 5000)
+    reason = attempt(entry(tmp_path, 100)).reason
+    assert reason.startswith("the token has no right to write there (403 no right with … xxx") and len(reason) == 400
+
+
 def test_a_client_that_is_told_to_stay_offline_says_so(quick, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     outcome = attempt(Job(REPO, limits=PATIENT))
