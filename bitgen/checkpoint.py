@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
@@ -45,13 +45,13 @@ def save(run_folder: str | Path, step: int, writers: dict[str, Callable[[Path], 
     """
     run = Path(run_folder)
     final, partial, old = (run / f"checkpoint-{step}{suffix}" for suffix in ("", ".tmp", ".old"))
-    last = next((manifest for _, manifest in _readable(run)), {"sequence": -1, "files": {}})
-    needed = int(MARGIN * max(estimate, sum(size for size, _ in last["files"].values())))
-    with _or_nothing(final, partial, needed):
+    with _or_nothing(final, partial) as needed:
         run.mkdir(parents=True, exist_ok=True)
+        last = next((manifest for _, manifest in _readable(run)), {"sequence": -1, "files": {}})
+        needed.append(int(MARGIN * max(estimate, sum(size for size, _ in last["files"].values()))))
         for leftover in run.glob("checkpoint-*.tmp"):
             shutil.rmtree(leftover)
-        if shutil.disk_usage(run).free < needed:
+        if shutil.disk_usage(run).free < needed[-1]:
             raise OSError(errno.ENOSPC, "too little free space for a checkpoint")
         partial.mkdir()
         for name, write in writers.items():
@@ -92,11 +92,12 @@ def publish(folder: Path, names: Iterable[str], root: str | Path) -> None:
     """
     for name in names:
         partial = Path(root) / f".{name}.tmp"
-        with _or_nothing(Path(root) / name, partial, (folder / name).stat().st_size):
+        with _or_nothing(Path(root) / name, partial) as needed:
+            needed.append((folder / name).stat().st_size)
             shutil.copyfile(folder / name, partial)
             _fsync(partial)
             os.replace(partial, Path(root) / name)
-    _fsync(Path(root))
+            _fsync(Path(root))
 
 
 def newest(run_folder: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
@@ -132,19 +133,35 @@ def verify(folder: str | Path) -> None:
 
 
 @contextmanager
-def _or_nothing(target: Path, partial: Path, needed: int) -> Iterator[None]:
-    """On any failure (torch and safetensors raise their own kinds) what was begun goes and the cause is told."""
+def _or_nothing(target: Path, partial: Path) -> Iterator[list[int]]:
+    """On any failure (torch and safetensors raise their own kinds) what was begun goes and the cause is told.
+
+    Yields a list for the bytes that are known to be needed.
+    """
+    needed = [0]
     try:
-        yield
+        yield needed
     except Exception as error:
-        needed = max(needed, sum(path.stat().st_size for path in partial.rglob("*")))
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        elif partial.exists():
-            partial.unlink()
-        folder = next(parent for parent in target.absolute().parents if parent.is_dir())
+        needed.append(_removed(partial))
         reason = error.reason if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
-        raise CheckpointError(target, reason, needed, shutil.disk_usage(folder).free) from error
+        raise CheckpointError(target, reason, max(needed), _free(target)) from error
+
+
+def _removed(partial: Path) -> int:
+    """Bytes of what was begun, which is gone afterwards as far as the disk lets it."""
+    size = 0
+    with suppress(OSError):
+        size = sum(path.stat().st_size for path in [partial, *partial.rglob("*")] if path.is_file())
+        partial.unlink() if partial.is_file() else shutil.rmtree(partial, ignore_errors=True)
+    return size
+
+
+def _free(target: Path) -> int:
+    """Free bytes where `target` is to stand; 0 where that cannot be told."""
+    for parent in target.absolute().parents:
+        with suppress(OSError):
+            return shutil.disk_usage(parent).free
+    return 0
 
 
 def _seal(folder: Path, step: int, sequence: int) -> None:

@@ -4,15 +4,12 @@ import errno
 import os
 import random
 import shutil
+import traceback
 from pathlib import Path
 
 import pytest
 
 from bitgen.checkpoint import CheckpointError, newest, publish, rotate, save, verify
-
-
-class Killed(BaseException):
-    """The process is gone: no `except Exception` sees it, and nothing reaches the disk after it."""
 
 
 def writers(step: int, size: int = 300) -> dict:
@@ -30,41 +27,44 @@ def assert_content(folder: Path, step: int) -> None:
     assert (folder / "metrics.json").read_bytes() == b'{"step": %d}' % step
 
 
-def die_at(monkeypatch, k: int) -> None:
-    """From the k-th call on, everything that changes the disk raises `Killed`."""
-    calls = 0
+def dies(k: int, act) -> bool:
+    """Whether a process that does `act` is gone (`os._exit`) at its k-th change of the disk; else it ends unharmed."""
+    if (pid := os.fork()) == 0:
+        calls = 0
 
-    def wrap(function):
-        def called(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls > k:
-                raise Killed
-            return function(*args, **kwargs)
-        return called
+        def wrap(function):
+            def called(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls > k:
+                    os._exit(9)
+                return function(*args, **kwargs)
+            return called
 
-    for owner, names in ((os, ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")),
-                         (Path, ("write_bytes", "write_text", "unlink")), (shutil, ("copyfile",))):
-        for name in names:
-            monkeypatch.setattr(owner, name, wrap(getattr(owner, name)))
+        for owner, names in ((os, ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")),
+                             (Path, ("write_bytes", "write_text", "unlink")), (shutil, ("copyfile",))):
+            for name in names:
+                setattr(owner, name, wrap(getattr(owner, name)))
+        try:
+            act()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(70)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 9)
+    return status == 9
 
 
-def crash_points(monkeypatch, tmp_path: Path, prepare, act):
+def crash_points(tmp_path: Path, prepare, act):
     """Yields a prepared run folder after `act` was killed at its k-th change, for every k until `act` ends unharmed."""
     for k in range(1000):
         run = tmp_path / f"killed-{k}"
         prepare(run)
-        with monkeypatch.context() as patch:
-            die_at(patch, k)
-            try:
-                act(run)
-            except Killed:
-                finished = False
-            else:
-                finished = True
+        killed = dies(k, lambda run=run: act(run))
         yield run
-        if finished:
-            assert k > 8, "too few crash points: is the writer still wrapped?"
+        if not killed:
+            assert k > 5, "too few crash points: is the writer still wrapped?"
             return
 
 
@@ -93,11 +93,11 @@ def test_a_writer_may_put_files_beside_its_own(tmp_path):
         verify(folder)
 
 
-def test_killed_at_every_point_of_a_save(tmp_path, monkeypatch):
+def test_killed_at_every_point_of_a_save(tmp_path):
     def prepare(run):
         save(run, 1, writers(1))
 
-    for run in crash_points(monkeypatch, tmp_path, prepare, lambda run: save(run, 2, writers(2), keep=1)):
+    for run in crash_points(tmp_path, prepare, lambda run: save(run, 2, writers(2), keep=1)):
         folder, rejected = newest(run)
         assert folder.name in ("checkpoint-1", "checkpoint-2") and rejected == []
         assert_content(folder, int(folder.name[-1]))
@@ -105,14 +105,14 @@ def test_killed_at_every_point_of_a_save(tmp_path, monkeypatch):
         assert sorted(p.name for p in run.iterdir()) == ["checkpoint-2"]
 
 
-def test_killed_at_every_point_while_the_only_checkpoint_is_replaced(tmp_path, monkeypatch):
+def test_killed_at_every_point_while_the_only_checkpoint_is_replaced(tmp_path):
     def prepare(run):
         save(run, 1, writers(1))
 
     def act(run):
         save(run, 1, writers(1) | {"again": lambda path: path.write_text("x")}, keep=1)
 
-    for run in crash_points(monkeypatch, tmp_path, prepare, act):
+    for run in crash_points(tmp_path, prepare, act):
         folder, rejected = newest(run)
         assert rejected == []
         assert_content(folder, 1)
@@ -128,23 +128,10 @@ def test_killed_at_every_point_of_publishing(tmp_path, monkeypatch):
         publish(run / "checkpoint-1", names, run)
         save(run, 2, writers(2))
 
-    for k in range(100):
-        run = tmp_path / f"{k}"
-        prepare(run)
-        with monkeypatch.context() as patch:
-            die_at(patch, k)
-            try:
-                publish(run / "checkpoint-2", names, run)
-            except Killed:
-                finished = False
-            else:
-                finished = True
+    for run in crash_points(tmp_path, prepare, lambda run: publish(run / "checkpoint-2", names, run)):
         for name in names:  # each file is the old or the new one, never a part of either
             assert (run / name).read_bytes() in [(run / f"checkpoint-{s}" / name).read_bytes() for s in (1, 2)]
-        if finished:
-            assert_content(run, 2)
-            break
-    assert finished and k > 5
+    assert_content(run, 2)
 
 
 # Damage -----------------------------------------------------------------------------------------------------
@@ -235,6 +222,24 @@ def test_every_system_call_may_fail(tmp_path, monkeypatch):
             if calls <= k:
                 break
         assert calls, f"os.{name} is not called"
+
+
+def test_a_folder_that_cannot_even_be_looked_into(tmp_path, monkeypatch):
+    """As where the disk was unmounted, or belongs to somebody else: one error, never a raw `OSError`."""
+    save(tmp_path, 1, writers(1))
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for owner, name in ((Path, "glob"), (Path, "is_dir"), (Path, "is_file"), (shutil, "disk_usage"), (Path, "stat")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            with pytest.raises(CheckpointError, match="Permission denied"):
+                save(tmp_path, 2, writers(2))
+            if name == "stat":
+                with pytest.raises(CheckpointError, match="Permission denied"):
+                    publish(tmp_path / "checkpoint-1", ["metrics.json"], tmp_path)
+    assert newest(tmp_path)[0] == tmp_path / "checkpoint-1"
 
 
 def test_free_space_is_checked_before_anything_is_written(tmp_path, monkeypatch):
