@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitgen import accounting, facts
 from bitgen.checkpoint import MANIFEST
 from bitgen.config import Config, from_dict
+from bitgen.health import HEALTH, Verdict
 from bitgen.logs import read_metrics
 
 
@@ -38,6 +39,7 @@ class Record:
     history: list[dict[str, float]]
     costs: dict
     health: list[dict]
+    """Verdicts, each with the fields of `health.Verdict`."""
     reports: list[Report]
     """Evaluations of the weights at the root."""
     stale: list[str]
@@ -104,9 +106,10 @@ def read(run_folder: str | Path, repo: str | None = None) -> Record:
         else:
             stale.append(path.name)
     history = [row for row in read_metrics(folder) if isinstance(row, dict)]
+    names = {field.name for field in fields(Verdict)}
+    health = [verdict for verdict in _json(folder / HEALTH).get("verdicts", []) if names <= verdict.keys()]
     return Record(repo or str(run_folder), repo or folder.resolve().name, config, _json(folder / facts.FACTS), history,
-                  accounting.read(folder), _json(folder / "health.json").get("verdicts", []), reports, stale,
-                  _step(folder, sha256))
+                  accounting.read(folder), health, reports, stale, _step(folder, sha256))
 
 
 

@@ -116,7 +116,7 @@ def tokens(text, texts=frozenset()):
     text = re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", text)
     for known in sorted(texts, key=len, reverse=True):
         if re.search(r"\d", known):
-            text = text.replace(known, "…")
+            text = re.sub(rf"(?<![\w.]){re.escape(known)}(?![\w.]*\w)", "…", text)
     return NUMBER.findall(text)
 
 
