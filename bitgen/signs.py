@@ -213,25 +213,23 @@ def held_out(history: list[Row], facts: Facts) -> Seen | None:
 
 
 def queue(history: list[Row], facts: Facts) -> Seen | None:
-    """How far the contrast stands over what its accuracy in the batch explains, in nats, once the queue is full.
+    """How far the loss over the full queue stands over what the loss in the batch explains, in nats.
 
-    If queued negatives are like those of the batch, the odds of a wrong answer grow with their number: a batch told
-    apart with odds o of being wrong and r times as many candidates give about ln(1 + o) and ln(1 + r o). A queue that
-    holds the positive itself d times as a negative cannot fall under ln(1 + d), however good the accuracy. The first
-    BitGen's 4.85 had this cause too: ln(1 + 4096 / 32) with 32 pairs in 4096 slots. Keys that lag behind fast learning
-    cost up to a nat as well, so that a handful of false negatives an image is not seen here.
+    If queued negatives are like those of the batch, the odds of a wrong answer grow with their number: from a loss in
+    the batch of ln(1 + o) and r times as many candidates follows about ln(1 + r o). A queue that holds the positive
+    itself d times as a negative cannot fall under ln(1 + d), however well the batch is told apart, unless keys betray
+    their age. The first BitGen's 4.85 had this cause too: ln(1 + 4096 / 32) with 32 pairs in 4096 slots. Keys that lag
+    behind fast learning cost up to a nat as well, so that one false negative an image is not seen here.
     """
     full = max((row.get("queue_size", 0) for row in history), default=0)
-    names = ("itc", "itc_chance", "t2i", "i2t", "t2i_chance")
+    names = ("itc", "itc_batch", "itc_chance", "t2i_chance")
     rows = recent(history, *names, such=lambda row: full and row.get("queue_size") == full)
     if len(rows) < 2:
         return None
-    right = min(fmean((row["t2i"] + row["i2t"]) / 2 for row in rows), 0.999)
-    odds = (1 - right) / right if right else math.inf
-    chance = _mean(rows, "itc_chance")
-    more = math.exp(2 * (chance + math.log(_mean(rows, "t2i_chance"))))
-    explained = min((math.log1p(odds) + math.log1p(more * odds)) / 2, chance)
-    return Seen(excess := _mean(rows, "itc") - explained, excess)
+    batch = _mean(rows, "itc_batch")
+    queued = 2 * _mean(rows, "itc") - batch                        # itc is the mean of the two
+    more = math.exp(2 * (_mean(rows, "itc_chance") + math.log(_mean(rows, "t2i_chance"))))
+    return Seen(excess := queued - math.log1p(more * math.expm1(batch)), excess)
 
 
 def matching(history: list[Row], facts: Facts) -> Seen | None:
