@@ -26,9 +26,9 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 BESIDE = "beside them"
 FULL = re.compile(r"(?i)storage|quota|exceeded|payment")
 LATER = {408, 429, 500, 502, 503, 504}
-"""Statuses that may be gone the next time."""
+"""Statuses that may be gone the next time; so may 422, which `verify` answers where an upload did not arrive."""
 KINDS = {401: "auth", 402: "quota", 403: "auth", 404: "auth", 409: "conflict", 412: "conflict", 413: "quota",
-         507: "quota", **dict.fromkeys(LATER, "transient")}
+         507: "quota", **dict.fromkeys(LATER | {422}, "transient")}
 REMEDIES = {
     401: "not logged in, or the token is no longer valid: `hf auth login`, or set HF_TOKEN to a token that may write",
     403: "the token has no right to write there",
