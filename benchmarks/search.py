@@ -6,16 +6,21 @@
     python benchmarks/search.py worth runs/scenes      # filters, mixed queries, re-ranking, where the truth is known
 
 `features` encodes distinct generated scenes, each as it is and in three random views (crops of half the area or more,
-other brightness, contrast and saturation), in bf16; killed, it goes on. Queries are held-out scenes: half of them
-pictures, half captions. Times are CPU time of one thread, our call and faiss's in turn, medians; ratios hold on a busy
-computer too. "Resident" is what opening an index and asking adds to anonymous memory; pages of the feature file that
-the operating system keeps are not in it, as it takes them back when it needs room.
+other brightness, contrast and saturation), in bf16; killed, it goes on. With `--parts 19`, the default, a view gives
+nineteen features: the picture's own, and those of nine windows of half its side and nine of three quarters, which the
+contrastive head makes of the picture's token and the mean of the patch tokens in the window; `--parts 1` gives pictures
+alone, and takes nineteen times as long. Queries are held-out scenes: half of them pictures, half captions.
+
+Times are CPU time of one thread, our call and faiss's in turn, medians; ratios hold on a busy computer too. "Resident"
+is what opening an index and asking adds to the anonymous memory of a fresh process; pages of the feature file that the
+operating system keeps are not in it, as it takes them back when it needs room.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -32,41 +37,55 @@ from bitgen.catalogue import Item
 from bitgen.config import DataConfig
 from bitgen.data import open_data
 from bitgen.gallery import loaded, of_data
-from bitgen.images import augment
+from bitgen.images import augment, normalise
 from bitgen.index import Index
+from bitgen.model import unit
 from bitgen.query import Encoder, mix, rerank
 from bitgen.scene_words import COLOURS
 from bitgen.scenes import render
 from bitgen.store import Store
 
-SCENES, VIEWS = 5000, 4  # scenes rendered at a time, and views of each
+BLOCK, VIEWS = 5000, 4  # features of one view that are written at a time; views of a scene
 QUERIES = 400
 
 
-def features_file(encoder: Encoder) -> Path:
-    return cache_folder(None) / f"features-{encoder.fingerprint[:16]}.f32"
+def features_file(encoder: Encoder, parts: int) -> Path:
+    return cache_folder(None) / f"features-{encoder.fingerprint[:16]}-{parts}.f32"
 
 
-def features(encoder: Encoder, count: int) -> None:
+def features(encoder: Encoder, count: int, parts: int) -> None:
     """Append real features to the cache until there are `count`."""
-    path, block = features_file(encoder), SCENES * VIEWS * encoder.width * 4
+    path, scenes = features_file(encoder, parts), BLOCK // parts
+    block = scenes * VIEWS * parts
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = path.stat().st_size // block if path.exists() else 0
+    done = path.stat().st_size // (block * encoder.width * 4) if path.exists() else 0
     with open(path, "r+b" if done else "wb") as file:
-        file.truncate(done * block)
+        file.truncate(done * block * encoder.width * 4)
         file.seek(0, os.SEEK_END)
-        for number in range(done, -(-count // (SCENES * VIEWS))):
+        for number in range(done, -(-count // block)):
             begin = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
-                scenes = render("train", SCENES, seed=1000 + number, size=encoder.image_size, cache=folder)
-                pixels = torch.from_numpy(np.array(scenes.pixels))
+                rendered = render("train", scenes, seed=1000 + number, size=encoder.image_size, cache=folder)
+                pixels = torch.from_numpy(np.array(rendered.pixels))
             generator = torch.Generator().manual_seed(number)
             views = [pixels, *(augment(pixels, 0.5, False, generator) for _ in range(VIEWS - 1))]
             with torch.autocast("cpu", torch.bfloat16):
-                rows = [encoder.pixels(part) for view in views for part in view.split(250)]
-            file.write(np.concatenate(rows).astype(np.float32).tobytes())
+                rows = [encode(encoder, some, parts) for view in views for some in view.split(250)]
+            file.write(torch.cat(rows).numpy().tobytes())
             file.flush()
-            print(f"{(number + 1) * SCENES * VIEWS:,} features, {time.perf_counter() - begin:.0f} s", flush=True)
+            print(f"{(number + 1) * block:,} features, {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def encode(encoder: Encoder, pixels: torch.Tensor, parts: int) -> torch.Tensor:
+    """float32 (B x parts, D): features of pictures uint8 (B, 3, S, S), and of windows in them."""
+    model, vision = encoder.model, encoder.processor.vision
+    tokens = model.norm_image(model.project(model.vision(normalise(pixels, vision.mean, vision.std))))
+    side = math.isqrt(tokens.shape[1] - 1)
+    grid = tokens[:, 1:].unflatten(1, (side, side))  # (B, side, side, D)
+    windows = [(0, 0, side), *((top * step, left * step, size) for size, step in ((side // 2, side // 4),
+               (side * 3 // 4, side // 8)) for top in range(3) for left in range(3))][:parts]
+    means = torch.stack([grid[:, top:top + size, left:left + size].mean((1, 2)) for top, left, size in windows], 1)
+    return unit(model.itc_image(torch.cat([tokens[:, :1].expand_as(means), means], -1))).flatten(0, 1)
 
 
 def held_out(encoder: Encoder) -> np.ndarray:
@@ -80,13 +99,13 @@ def held_out(encoder: Encoder) -> np.ndarray:
 # Speed ----------------------------------------------------------------------------------------------------
 
 
-def speed(encoder: Encoder, sizes: list[int]) -> None:
+def speed(encoder: Encoder, sizes: list[int], parts: int) -> None:
     """Table of exact and two-stage search beside IndexFlatIP on the same rows and queries."""
     import faiss
 
-    rows = np.memmap(features_file(encoder), np.float32, "r").reshape(-1, encoder.width)
+    rows = np.memmap(features_file(encoder, parts), np.float32, "r").reshape(-1, encoder.width)
     queries = held_out(encoder)
-    print(f"{len(rows):,} features of generated scenes and their views, {encoder.width} wide; {QUERIES} held-out "
+    print(f"{len(rows):,} features of views of scenes, {parts} a view, {encoder.width} wide; {QUERIES} held-out "
           f"queries, half pictures and half captions; k = 10; faiss {faiss.__version__}\n")
     print("| rows | engine | ms | IndexFlatIP ms | ratio | recall@10 | resident MB | of float16 | of float32 | "
           "prepared in s |\n|---|---|---|---|---|---|---|---|---|---|")
@@ -144,6 +163,7 @@ def resident(folder: Path, engine: str, width: int) -> int:
 import faiss, numpy as np
 from pathlib import Path
 from bitgen.index import Index
+from bitgen.model import unit
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
@@ -214,10 +234,11 @@ def worth(encoder: Encoder) -> None:
     place = {name: i for i, name in enumerate(source.ids)}
     with tempfile.TemporaryDirectory() as folder:
         index = Index.build(folder, source, encoder, captions=False)
-        asked = range(0, len(data), 2)
-        queries = encoder.text([data.captions[i][0] for i in asked])
+        asked = range(len(data))
+        captions = [texts[i % len(texts)] for i, texts in enumerate(data.captions)]
+        queries = encoder.text(captions)
         plain = index.search(queries, 16)
-        ranked = rerank(encoder, index, [data.captions[i][0] for i in asked], plain)
+        ranked = rerank(encoder, index, captions, plain)
         narrow = [index.search(query, 1, where={"tag": source.tags[i]}) for i, query in zip(asked, queries)]
         first = {"contrast": plain.ids, "first 16 re-ranked by matching (from thumbnails)": ranked.ids,
                  "filtered by the right background": [hits.ids[0] for hits in narrow]}
@@ -246,14 +267,21 @@ def main() -> None:
     parser.add_argument("what", choices=("features", "speed", "latency", "worth"))
     parser.add_argument("run", help="run folder, checkpoint folder or Hub id")
     parser.add_argument("--count", type=int, default=1_000_000, help="features to make")
+    parser.add_argument("--parts", type=int, choices=(1, 19), default=19, help="features a view")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="rows of an index")
     parser.add_argument("--data", default="scenes", help="data set of `latency`")
     parser.add_argument("--images", type=int, default=5000, help="pictures of `latency`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     encoder = Encoder(*bitgen.load(options.run))
-    {"features": lambda: features(encoder, options.count), "speed": lambda: speed(encoder, options.sizes),
-     "latency": lambda: latency(encoder, options.data, options.images), "worth": lambda: worth(encoder)}[options.what]()
+    if options.what == "features":
+        features(encoder, options.count, options.parts)
+    elif options.what == "speed":
+        speed(encoder, options.sizes, options.parts)
+    elif options.what == "latency":
+        latency(encoder, options.data, options.images)
+    else:
+        worth(encoder)
 
 
 if __name__ == "__main__":
