@@ -5,11 +5,12 @@
     python benchmarks/search.py latency runs/scenes    # words typed -> results; throughput of building
     python benchmarks/search.py worth runs/scenes      # filters, mixed queries, re-ranking, where the truth is known
 
-`features` encodes distinct generated scenes, each as it is and in three random views (crops of half the area or more,
-other brightness, contrast and saturation), in bf16; killed, it goes on. With `--parts 19`, the default, a view gives
+`features` encodes distinct generated scenes (or the training pictures of `--data`, over and over), each as it is and in
+three random views (crops of half the area or more, other brightness, contrast and saturation), in bf16; killed, it goes
+on. With `--parts 19`, the default, a view gives
 nineteen features: the picture's own, and those of nine windows of half its side and nine of three quarters, which the
 contrastive head makes of the picture's token and the mean of the patch tokens in the window; `--parts 1` gives pictures
-alone, and takes nineteen times as long. Queries are held-out scenes: half of them pictures, half captions.
+alone, and takes nineteen times as long. Queries are held out: half of them pictures, half captions.
 
 Times are CPU time of one thread, our call and faiss's in turn, medians; ratios hold on a busy computer too. "Resident"
 is what opening an index and asking adds to the anonymous memory of a fresh process; pages of the feature file that the
@@ -53,10 +54,10 @@ def features_file(encoder: Encoder, parts: int) -> Path:
     return cache_folder(None) / f"features-{encoder.fingerprint[:16]}-{parts}.f32"
 
 
-def features(encoder: Encoder, count: int, parts: int) -> None:
+def features(encoder: Encoder, root: str, count: int, parts: int) -> None:
     """Append real features to the cache until there are `count`."""
-    path, scenes = features_file(encoder, parts), BLOCK // parts
-    block = scenes * VIEWS * parts
+    path, pictures = features_file(encoder, parts), BLOCK // parts
+    block = pictures * VIEWS * parts
     path.parent.mkdir(parents=True, exist_ok=True)
     done = path.stat().st_size // (block * encoder.width * 4) if path.exists() else 0
     with open(path, "r+b" if done else "wb") as file:
@@ -64,16 +65,27 @@ def features(encoder: Encoder, count: int, parts: int) -> None:
         file.seek(0, os.SEEK_END)
         for number in range(done, -(-count // block)):
             begin = time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder:
-                rendered = render("train", scenes, seed=1000 + number, size=encoder.image_size, cache=folder)
-                pixels = torch.from_numpy(np.array(rendered.pixels))
+            pixels, new = pictures_of(root, number, pictures, encoder.image_size)
             generator = torch.Generator().manual_seed(number)
-            views = [pixels, *(augment(pixels, 0.5, False, generator) for _ in range(VIEWS - 1))]
+            views = [augment(pixels, 0.5, False, generator) for _ in range(VIEWS)]
+            views[0] = pixels if new else views[0]
             with torch.autocast("cpu", torch.bfloat16):
                 rows = [encode(encoder, some, parts) for view in views for some in view.split(250)]
             file.write(torch.cat(rows).numpy().tobytes())
             file.flush()
             print(f"{(number + 1) * block:,} features, {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def pictures_of(root: str, number: int, count: int, size: int) -> tuple[torch.Tensor, bool]:
+    """uint8 (count, 3, S, S): new scenes, or the next pictures of a data set, again from the first after the last; and
+    whether they come for the first time."""
+    if root == "scenes":
+        with tempfile.TemporaryDirectory() as folder:
+            scenes = render("train", count, seed=1000 + number, size=size, cache=folder)
+            return torch.from_numpy(np.array(scenes.pixels)), True
+    data = open_data(DataConfig(root=root), "train", size)
+    places = range(number * count, (number + 1) * count)
+    return torch.stack([data.pixels(i % len(data), size) for i in places]), places[-1] < len(data)
 
 
 def encode(encoder: Encoder, pixels: torch.Tensor, parts: int) -> torch.Tensor:
@@ -82,15 +94,15 @@ def encode(encoder: Encoder, pixels: torch.Tensor, parts: int) -> torch.Tensor:
     tokens = model.norm_image(model.project(model.vision(normalise(pixels, vision.mean, vision.std))))
     side = math.isqrt(tokens.shape[1] - 1)
     grid = tokens[:, 1:].unflatten(1, (side, side))  # (B, side, side, D)
-    windows = [(0, 0, side), *((top * step, left * step, size) for size, step in ((side // 2, side // 4),
-               (side * 3 // 4, side // 8)) for top in range(3) for left in range(3))][:parts]
+    windows = [(0, 0, side), *((top * (side - size) // 2, left * (side - size) // 2, size)
+                               for size in (side // 2, side * 3 // 4) for top in range(3) for left in range(3))][:parts]
     means = torch.stack([grid[:, top:top + size, left:left + size].mean((1, 2)) for top, left, size in windows], 1)
     return unit(model.itc_image(torch.cat([tokens[:, :1].expand_as(means), means], -1))).flatten(0, 1)
 
 
-def held_out(encoder: Encoder) -> np.ndarray:
+def held_out(encoder: Encoder, root: str) -> np.ndarray:
     """QUERIES features (Q, D) that are in no index: pictures and captions in turn."""
-    data = open_data(DataConfig(root="scenes"), "test", encoder.image_size)
+    data = open_data(DataConfig(root=root), "test" if root == "scenes" else "val", encoder.image_size)
     half = range(QUERIES // 2)
     pictures = encoder.pixels(torch.stack([data.pixels(i, encoder.image_size) for i in half]))
     return np.stack([pictures, encoder.text([data.captions[i][0] for i in half])], 1).reshape(QUERIES, -1)
@@ -99,13 +111,13 @@ def held_out(encoder: Encoder) -> np.ndarray:
 # Speed ----------------------------------------------------------------------------------------------------
 
 
-def speed(encoder: Encoder, sizes: list[int], parts: int) -> None:
+def speed(encoder: Encoder, root: str, sizes: list[int], parts: int) -> None:
     """Table of exact and two-stage search beside IndexFlatIP on the same rows and queries."""
     import faiss
 
     rows = np.memmap(features_file(encoder, parts), np.float32, "r").reshape(-1, encoder.width)
-    queries = held_out(encoder)
-    print(f"{len(rows):,} features of views of scenes, {parts} a view, {encoder.width} wide; {QUERIES} held-out "
+    queries = held_out(encoder, root)
+    print(f"{len(rows):,} features of views of {root}, {parts} a view, {encoder.width} wide; {QUERIES} held-out "
           f"queries, half pictures and half captions; k = 10; faiss {faiss.__version__}\n")
     print("| rows | engine | ms | IndexFlatIP ms | ratio | recall@10 | resident MB | of float16 | of float32 | "
           "prepared in s |\n|---|---|---|---|---|---|---|---|---|---|")
@@ -269,15 +281,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1_000_000, help="features to make")
     parser.add_argument("--parts", type=int, choices=(1, 19), default=19, help="features a view")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="rows of an index")
-    parser.add_argument("--data", default="scenes", help="data set of `latency`")
+    parser.add_argument("--data", default="scenes", help="data set whose pictures are taken")
     parser.add_argument("--images", type=int, default=5000, help="pictures of `latency`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     encoder = Encoder(*bitgen.load(options.run))
     if options.what == "features":
-        features(encoder, options.count, options.parts)
+        features(encoder, options.data, options.count, options.parts)
     elif options.what == "speed":
-        speed(encoder, options.sizes, options.parts)
+        speed(encoder, options.data, options.sizes, options.parts)
     elif options.what == "latency":
         latency(encoder, options.data, options.images)
     else:
