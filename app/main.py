@@ -78,10 +78,10 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
 
 
 def launch(run: str | None = None, gallery: str | None = None, host: str = "127.0.0.1", port: int | None = None,
-           mcp: bool = False, block: bool = True) -> gr.Blocks:
+           mcp: bool = False, block: bool = True, quiet: bool = False) -> gr.Blocks:
     """Serve the page at `host`, only to this computer unless told otherwise. Raises `ValueError` for a bad run."""
     demo = build_app(run, gallery)
-    demo.launch(**serving(mcp), server_name=host, server_port=port, prevent_thread_lock=not block)
+    demo.launch(**serving(mcp), server_name=host, server_port=port, prevent_thread_lock=not block, quiet=quiet)
     return demo
 
 

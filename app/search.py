@@ -132,7 +132,7 @@ def query_feature(gallery: Gallery, query: Query) -> np.ndarray:
     return mix(np.concatenate(features), weights)
 
 
-def examples(bench: Bench, view: View, count: int = 5) -> list[str]:
+def examples(bench: Bench, view: View, count: int = 4) -> list[str]:
     """Captions of the gallery to try, none of them long, or plain words where it has none."""
     gallery = bench.gallery(view)
     lines = [line for name in gallery.sample for line in gallery.captions(name)]

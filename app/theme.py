@@ -43,12 +43,15 @@ CSS = """
 .table-wrap *, .confidence-set * {font-family: var(--font) !important;}
 .sight img {width: 100% !important; max-width: 480px; height: auto !important; border-radius: var(--radius-sm);}
 
+footer .divider {display: none !important;}
+
 button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible
   {outline: 2px solid var(--color-accent) !important; outline-offset: 2px;}
+.dark {--color-accent: var(--primary-400);}
 @media (max-width: 640px) {
   .gradio-container {padding: 10px 12px 32px !important;}
   .results .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important;}
-  footer {display: none !important;}
+  .table-wrap * {font-size: .85rem;}
 }
 """
 
@@ -64,4 +67,6 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_600", button_primary_background_fill_hover_dark="*primary_500",
         button_primary_text_color="white", button_primary_text_color_dark="white",
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400",
+        color_accent="*primary_700", input_placeholder_color="*neutral_500",
         body_background_fill="white", body_background_fill_dark="*neutral_950")

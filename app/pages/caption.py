@@ -8,7 +8,7 @@ from app import caption, limits
 from app.pages import ASK, Shell, plain
 
 TITLE, ID = "Caption and match", "caption"
-COLUMNS = ["Text", "Similarity", "Match", "Share"]
+COLUMNS = ["Text", "Cosine", "Match", "Share"]
 LABELS = "circle, square, triangle, star, cross, ring, heart, diamond"
 
 
@@ -56,7 +56,7 @@ def build(shell: Shell) -> None:
 
     def scored(view, image, texts):
         found = caption.scores(bench, view, image, texts.splitlines())
-        return [[row.text, *(round(value, 3) for value in row[1:])] for row in found]
+        return [[row.text, *(f"{value:.2f}" for value in row[1:])] for row in found]
 
     def chosen(view, image, labels, template):
         found = caption.classify(bench, view, image, labels, template)
@@ -79,6 +79,6 @@ def build(shell: Shell) -> None:
 
 def table(label: str, elem_id: str) -> gr.Dataframe:
     """A table of scores: plain text and numbers."""
-    return gr.Dataframe(headers=COLUMNS, datatype=["str", "number", "number", "number"], interactive=False, wrap=True,
+    return gr.Dataframe(headers=COLUMNS, datatype="str", interactive=False, wrap=True,
                         label=label, show_label=False, elem_id=elem_id,
-                        column_widths=["55%", "15%", "15%", "15%"])
+                        column_widths=["40%", "20%", "20%", "20%"], buttons=[])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import gradio as gr
 
@@ -77,5 +78,5 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
 def heading(bench, view: View) -> str:
     """The line under the title: which model, which gallery, how large."""
     pictures = len(bench.gallery(view))
-    name = "your pictures" if view.gallery.startswith("upload-") else view.gallery
+    name = "your pictures" if view.gallery.startswith("upload-") else Path(view.gallery).name
     return f"`{view.choice.title}` on `{name}` · {pictures:,} pictures"

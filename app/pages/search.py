@@ -9,7 +9,7 @@ from app.pages import ASK, Shell, looking, plain
 from app.search import Answer, Hit, Query, Wish
 
 TITLE, ID = "Search", "search"
-COLUMNS = ["Rank", "Caption", "Similarity", "Match", "Rank before"]
+COLUMNS = ["Rank", "Caption", "Cosine", "Match", "Was"]
 
 
 def build(shell: Shell) -> None:
@@ -46,9 +46,9 @@ def build(shell: Shell) -> None:
     gallery = gr.Gallery(label="Results", columns=6, object_fit="contain", allow_preview=False, height="auto",
                          elem_id="results", elem_classes=["results", "pixelated"], show_label=False, buttons=[],
                          visible=False)
-    table = gr.Dataframe(headers=COLUMNS, datatype=["number", "str", "number", "number", "number"], visible=False,
+    table = gr.Dataframe(headers=COLUMNS, datatype="str", visible=False,
                          interactive=False, wrap=True, label="Captions found", elem_id="captions", show_label=False,
-                         column_widths=["10%", "50%", "13%", "12%", "15%"])
+                         column_widths=["13%", "42%", "17%", "15%", "13%"], buttons=[])
     with gr.Column(visible=False, elem_id="chosen") as panel:
         gr.Markdown("### The chosen result")
         with gr.Row(elem_classes="actions"):
@@ -106,7 +106,7 @@ def build(shell: Shell) -> None:
     described.click(plain(take), [view, name, gr.State("captions"), *wish[1:]], [*fresh, find], **how)
     for found in (gallery, table):
         found.select(plain(choose), [view, query, hits, looker.by], [name, panel, *looker.outputs],
-                     show_progress="hidden", **ASK)
+                     show_progress="hidden", scroll_to_output=True, **ASK)
     clear.click(lambda: ("", None, None, "", None), None, [words, image, taken, less, query], **ASK)
 
 
@@ -115,7 +115,7 @@ def results(gallery, found: Answer) -> tuple[gr.Gallery, gr.Dataframe]:
     if found.wish.find == "images":
         pictures = [(gallery.picture(hit.name), label(rank, hit)) for rank, hit in enumerate(found.hits, 1)]
         return gr.Gallery(pictures, visible=bool(pictures), selected_index=None), gr.Dataframe([], visible=False)
-    rows = [[rank, hit.text, round(hit.score, 3), "" if hit.match is None else round(hit.match, 3), hit.before]
+    rows = [[rank, hit.text, f"{hit.score:.2f}", "" if hit.match is None else f"{hit.match:.2f}", hit.before]
             for rank, hit in enumerate(found.hits, 1)]
     return gr.Gallery([], visible=False), gr.Dataframe(rows, visible=bool(rows))
 
