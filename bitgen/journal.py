@@ -8,17 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
+from bitgen import boards
 from bitgen.config import Config, to_dict
-from bitgen.evaluate import Gallery, picture
+from bitgen.evaluate import Gallery
 from bitgen.health import Doctor, Verdict
 from bitgen.logs import RunLog
 from bitgen.losses import smoothing_floor
 from bitgen.memory import address_perplexity, utilization
 from bitgen.model import BitGen
 from bitgen.objective import Objective
+from bitgen.precision import precision
 
 BAR = {"itc": "itc", "itm": "itm", "txt": "text", "t2i": "t2i", "i2t": "i2t", "lr": "lr"}
 BAD_IMAGES = "bad_images.jsonl"
@@ -42,8 +43,12 @@ class Journal:
         if self.on:
             tqdm.write(line, file=sys.stderr)
 
-    def open(self, config: Config, line: str, step: int) -> None:
-        """What is told once, before the first step."""
+    def open(self, config: Config, model: BitGen, line: str, step: int) -> None:
+        """What is told once, before the first step: the model's size, and `line`."""
+        tower = model.parameter_counts()["vision"]
+        line = (f"{model.outside_tower() / 1e6:.2f} M parameters outside the vision tower, {tower / 1e6:.2f} M in it "
+                f"({config.vision.trainable} trainable); {line} in "
+                f"{precision(config.precision).replace('no', 'float32')}")
         self.say(line)
         if self.on:
             self.log.text("run", line, step)
@@ -57,17 +62,17 @@ class Journal:
             self._row(step, row | {"bad_images": float(len(self.bad))})
 
     def validated(self, step: int, numbers: dict[str, float], gallery: Gallery, data: Any, model: BitGen) -> None:
-        """A validation's numbers, retrievals as a picture, and how the weights are distributed."""
+        """A validation's numbers, and pictures of them and of the model."""
         if not self.on:
             return
         shown = {name: round(numbers[name], 3) for name in ("total", "t2i_r1", "i2t_r1", "t2i_r10")}
         self.say(f"step {step}: validation {shown} over {numbers['images']} images, chance R@1 "
                  f"{numbers['chance_t2i_r1']:.4f}")
         self._row(step, {f"val_{name}": value for name, value in numbers.items()})
-        self.log.figure("retrievals", picture(gallery, data, model.vision_config.image_size), step)
-        for name, part in model.named_children():
-            if weights := [p.detach().flatten() for p in part.parameters()]:
-                self.log.histogram(f"weights/{name}", torch.cat(weights), step)
+        try:
+            boards.validated(self.log, step, model, gallery, data)
+        except Exception as error:  # whatever drawing raises, training is worth more than its pictures
+            self.say(f"warning: the pictures of step {step} are not complete: {type(error).__name__}: {error}")
 
     @property
     def hopeless(self) -> Verdict | None:

@@ -77,8 +77,7 @@ class RunLog:
             raise ValueError(f"step {step}: {', '.join(sorted(twice))} logged twice")
         values = {key: float(value) for key, value in values.items()}
         self._attempt(lambda: self._write_line(step, values))
-        for key, value in values.items():
-            self._event(step, lambda s, key=key, value=value: s.scalar(key, value))
+        self._curves(step, values)
 
     def histogram(self, tag: str, values: Any, step: int) -> None:
         """Distribution of the finite values of an array or tensor of any shape, e.g. of weights."""
@@ -163,9 +162,13 @@ class RunLog:
         events.mkdir(exist_ok=True)
         # Readers take the files in the order of their names: a second restart in the same second must come later.
         stamp = max([int(time.time()), *(int(p.name.split(".")[3]) + 1 for p in events.glob("events.out.tfevents.*"))])
+        alone = not any(events.glob("events.out.tfevents.*"))
         file = (events / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}").open("wb", buffering=0)
         self._events, self._event_type = RecordWriter(file), Event
         self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if alone:  # a run that goes on from another computer's checkpoint: its curves come along
+            for line in kept:
+                self._curves(line["step"], {key: value for key, value in line.items() if key != "step"})
         # A session that starts at a step makes readers forget what other files say of that step and later ones.
         self._record(Event(wall_time=time.time(), step=self._last + 1, session_log=SessionLog(status=SessionLog.START)))
 
@@ -179,6 +182,10 @@ class RunLog:
             self._last, self._values = step, values
         self._metrics.write(json.dumps({"step": step} | self._values) + "\n")
         self._metrics.flush()
+
+    def _curves(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self._event(step, lambda s, key=key, value=value: s.scalar(key, value))
 
     def _event(self, step: int, summary: Callable[[Any], Any]) -> None:
         """One event; `summary` makes it from torch's summary functions."""

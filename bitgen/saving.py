@@ -42,9 +42,13 @@ class Saver:
             return
         self.failed = 0
         if push:
-            self._write_card()
-            if self.publisher:
-                self.publisher.offer(step, best_step)
+            self.offer(step, best_step)
+
+    def offer(self, step: int, best_step: int | None) -> None:
+        """The model card brought up to date, and `checkpoint-{step}`, which stands, on its way to the Hub."""
+        self._write_card()
+        if self.publisher:
+            self.publisher.offer(step, best_step)
 
     def _write_card(self) -> None:
         try:
@@ -53,13 +57,17 @@ class Saver:
             _say(f"warning: the model card {self.folder / card.CARD} is not up to date: {error}")
 
     def close(self, patience: float = PUSHING) -> None:
-        """Waits at most `patience` seconds for the last push. Raises `Stop` where it is not on the Hub then."""
+        """Waits at most `patience` seconds for the last push, and says what is on the Hub.
+
+        Raises `Stop` where that is not the last checkpoint.
+        """
         if self.publisher is None:
             return
         status = self.publisher.close(patience)
-        if not status.complete:
-            raise Stop(f"{status}; `bitgen push {self.folder} --repo {status.repo}` tries again", PUSH)
         _say(str(status))
+        if not status.complete:
+            raise Stop(f"checkpoint-{status.wanted} is not on the Hub; to try again: "
+                       f"bitgen push {self.folder} --repo {status.repo}", PUSH)
 
 
 def _say(line: str) -> None:

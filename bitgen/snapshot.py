@@ -5,24 +5,29 @@ A state that lacks a part is refused: a run that goes on with other random numbe
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_model
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from bitgen import checkpoint
+from bitgen.config import Config, to_dict
 from bitgen.exits import DAMAGED, NUMBERS, Stop
 from bitgen.hub import resolve_resume
 from bitgen.logs import METRICS
+from bitgen.model import BitGen
 from bitgen.objective import Objective
+from bitgen.processing import Processor
 from bitgen.randomness import random_state, restore_random_state
 
 
@@ -91,6 +96,24 @@ def restore(folder: Path, run_folder: Path, objective: Objective, optimizer: Opt
         _put_back(metrics, run_folder)
         tqdm.write(f"resumed from {folder} at step {progress['step']}{exact}", file=sys.stderr)
     return progress
+
+
+def writers(config: Config, model: BitGen, processor: Processor, metrics: dict,
+            state: dict) -> dict[str, Callable[[Path], None]]:
+    """The files of a checkpoint, name -> function that writes it: the weights to use, and the `state` to go on from."""
+    def plain(values: dict) -> Callable[[Path], None]:
+        text = json.dumps(values, indent=2)
+        return lambda path: path.write_text(text, encoding="utf-8")
+
+    return {
+        "model.safetensors": lambda path: save_model(model, str(path), metadata={"format": "pt"}),
+        "config.json": plain({"model": to_dict(config.model), "vision": to_dict(config.vision)}),
+        "run.json": plain(to_dict(config)),
+        "metrics.json": plain(metrics),
+        "tokenizer.json": lambda path: processor.tokenizer.save(path.parent),
+        "preprocessor_config.json": lambda path: processor.save(path.parent),
+        f"checkpoint-{metrics['step']}.pt": lambda path: torch.save(state, path),
+    }
 
 
 def here(accelerator: Accelerator) -> dict[str, Any]:

@@ -8,34 +8,33 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from safetensors.torch import save_model
 from torch import Tensor
 
 from bitgen import facts, snapshot
 from bitgen.accounting import Meter
 from bitgen.batches import Feed
-from bitgen.config import Config, VisionConfig, from_dict, to_dict
+from bitgen.config import Config, to_dict
 from bitgen.data import Batch, open_data
+from bitgen.diagnostics import update_ratios
 from bitgen.exits import DISK, HOPELESS, NUMBERS, SIGNAL, Stop
 from bitgen.journal import Journal, measurements
 from bitgen.model import BitGen
 from bitgen.objective import Objective
-from bitgen.optimizer import gradient_norms, parameter_groups, schedule
+from bitgen.optimizer import gradient_norms, schedule
 from bitgen.precision import precision
 from bitgen.processing import Processor
 from bitgen.ranges import check_config
 from bitgen.saving import FAILED, LEAVING, PUSHING, Saver
-from bitgen.tokenizer import Tokenizer
+from bitgen.setup import make_model, make_optimizer, make_tokenizer
+from bitgen.signals import Signals
 from bitgen.validation import validate
-from bitgen.vision import resolve_tower
 
 PROGRESS = ("step", "skipped", "best", "validation")
 """What a run counts, in its checkpoints as it stands here."""
@@ -54,8 +53,7 @@ class Trainer:
         set_seed(config.seed)
         self.saver = Saver(config) if self.main else None
         self.resume_from = snapshot.find(config.resume, self.folder)
-        self._open_data()
-        self._build()
+        self._prepare()
         self.steps = self.feed.epoch * config.optim.epochs // config.optim.accumulation
         self.steps = min(self.steps, config.optim.max_steps or self.steps)
         if self.steps < 1:
@@ -64,50 +62,25 @@ class Trainer:
         self.step, self.skipped = 0, 0
         self.best = {"step": None, "loss": math.inf, "waited": 0}
         self.validation: dict[str, float] = {}
-        self.stopped_by, self.leaving = 0, False
+        self.signals = Signals()
 
-    # Set-up -----------------------------------------------------------------------------------------------
-
-    def _open_data(self) -> None:
-        config, size = self.config, self.config.vision.image_size
+    def _prepare(self) -> None:
+        """Data, model and all that belongs to it."""
+        config, process, size = self.config, self.accelerator, self.config.vision.image_size
         self.train_data = open_data(config.data, "train", size, config.seed)
         self.val_data = open_data(config.data, "val", size, config.seed)
-        self.tokenizer = self._tokenizer()
-        config.model.vocab_size = self.tokenizer.vocab_size
-        self.feed = Feed(self.train_data, self.tokenizer, config, self.device, self.accelerator.process_index,
-                         self.accelerator.num_processes)
-
-    def _tokenizer(self) -> Tokenizer:
-        """The run's own where it resumes, else as `data.tokenizer` says."""
-        source = self.config.data.tokenizer
-        if self.resume_from is not None:
-            return Tokenizer.load(self.resume_from)
-        if source == "train":
-            texts = [text for captions in self.train_data.captions for text in captions]
-            return Tokenizer.train(texts, self.config.data.vocab_size)
-        return Tokenizer.gpt2("openai-community/gpt2") if source == "gpt2" else Tokenizer.load(source)
-
-    def _build(self) -> None:
-        config = self.config
-        weights = None
-        if self.resume_from is None:
-            config.vision, weights = resolve_tower(config.vision)
-        else:  # the tower's configuration is in the checkpoint; where it once came from may be gone
-            saved = json.loads((self.resume_from / "config.json").read_text(encoding="utf-8"))
-            config.vision = from_dict(VisionConfig, saved["vision"])
-        self.model = BitGen(config.model, config.vision)
-        if weights is not None:
-            self.model.vision.load_state_dict(weights)
-        self.model.tokenizer = self.tokenizer
+        self.tokenizer = make_tokenizer(config, self.train_data, self.resume_from)
+        self.feed = Feed(self.train_data, self.tokenizer, config, self.device, process.process_index,
+                         process.num_processes)
+        self.model = make_model(config, self.tokenizer, self.resume_from)
         self.processor = Processor(self.tokenizer, config.vision, config.model.max_tokens)
+        self.optimizer = make_optimizer(self.model, config)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]  # as configured, also where it resumes
         objective = Objective(self.model, config.loss)
         for tower in {self.model.vision, objective.momentum.model.vision if objective.momentum else self.model.vision}:
             tower.set_attention(precision(config.precision).replace("no", "float32"), self.device)
-        groups = parameter_groups(self.model, config.optim.lr, config.optim.vision_lr, config.optim.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
-        self.peaks = [group["lr"] for group in groups]
-        self.wrapped = self.accelerator.prepare_model(objective.to(self.device))
-        self.objective: Objective = self.accelerator.unwrap_model(self.wrapped)
+        self.wrapped = process.prepare_model(objective.to(self.device))
+        self.objective: Objective = process.unwrap_model(self.wrapped)
 
     @property
     def weights(self) -> BitGen:
@@ -125,12 +98,15 @@ class Trainer:
         unreadable = self._resume()
         self.meter = Meter(self.folder, self.device, self.step > 0, self.accelerator.num_processes)
         self.journal = Journal(self.folder, self.steps, self.step, self.main)
-        self.journal.open(self.config, self._described(), self.step)
+        self.journal.open(self.config, self.model, f"{len(self.train_data)} training images, {len(self.val_data)} for "
+                          f"validation; {self.steps} steps on {self.device}", self.step)
         self.journal.unreadable(unreadable)
-        with closing(self.journal), self._signals():
+        with closing(self.journal), self.signals:
             try:
+                if self.step == self.steps and self.saver:  # the run has ended before, perhaps without a Hub
+                    self.saver.offer(self.step, self.best["step"])
                 self._loop()
-                self.leaving = True
+                self.signals.leaving = True
             except BaseException as error:
                 with suppress(Stop):  # the reason to end is another
                     self._close(LEAVING if isinstance(error, Stop) else 0.0)
@@ -147,7 +123,7 @@ class Trainer:
             if last or self.step == 1 or self._due(self.config.log_every):
                 self._log(report)
             if last or self._due(self._validate_every()):
-                enough = self._validate()
+                enough = self._validated()
             stop, push = self._stop(), self.config.hub.repo is not None and self._due(self.config.hub.push_every)
             if last or enough or stop or push or self._due(self.config.save_every):
                 self.save(push=bool(last or enough or stop or push))
@@ -163,10 +139,8 @@ class Trainer:
 
     def _stop(self) -> Stop | None:
         """A reason to end here, if there is one."""
-        self.stopped_by = self._agreed(self.stopped_by)
-        if self.stopped_by:
-            return Stop(f"stopped by signal {self.stopped_by} after step {self.step}; `--resume auto` goes on",
-                        SIGNAL + self.stopped_by)
+        if number := self._agreed(self.signals.received):
+            return Stop(f"stopped by signal {number} after step {self.step}; `--resume auto` goes on", SIGNAL + number)
         if self.config.stop_on == "bad" and self._agreed(self.journal.hopeless is not None):
             verdict = self.journal.hopeless
             return Stop(f"stopped after step {self.step}: {verdict.line() if verdict else 'not healthy'}", HOPELESS)
@@ -216,12 +190,15 @@ class Trainer:
     def _log(self, report: dict[str, Tensor]) -> None:
         if self.main:
             row = {name: float(value) for name, value in report.items()}
+            moved = update_ratios(list(self.model.named_parameters()), self.optimizer.param_groups,
+                                  self.optimizer.state)
+            row |= {f"update/{part}": ratio for part, ratio in moved.items()}
             self.journal.step(self.step, row | measurements(self.objective, row) | self.meter.scalars())
 
     def _validate_every(self) -> int:
         return self.config.validate_every or max(self.feed.epoch // self.config.optim.accumulation, 1)
 
-    def _validate(self) -> bool:
+    def _validated(self) -> bool:
         """Validate and log; true where early stopping says that it is enough."""
         with self.meter.aside():
             self.validation, gallery = validate(self.weights, self.config, self.val_data, self.tokenizer,
@@ -242,23 +219,11 @@ class Trainer:
             progress = {name: getattr(self, name) for name in PROGRESS} | {"unreadable": dict(self.journal.bad)}
             state = snapshot.take(self.folder, self.objective, self.optimizer, self.accelerator, progress)
             if self.saver:
-                self.saver.save(self.step, self._writers(state), self.best["step"], push)
+                metrics = {"step": self.step, "epoch": self.step / self._validate_every(), **self.validation}
+                writers = snapshot.writers(self.config, self.weights, self.processor, metrics, state)
+                self.saver.save(self.step, writers, self.best["step"], push)
         if self._agreed(self.saver.failed if self.saver else 0) >= FAILED:
             raise Stop(f"{FAILED} checkpoints in a row could not be written to {self.folder}", DISK)
-
-    def _writers(self, state: dict) -> dict:
-        """File name -> function that writes it, of one checkpoint."""
-        config = {"model": to_dict(self.config.model), "vision": to_dict(self.config.vision)}
-        metrics = {"step": self.step, "epoch": self.step / self._validate_every(), **self.validation}
-        return {
-            "model.safetensors": lambda path: save_model(self.weights, str(path), metadata={"format": "pt"}),
-            "config.json": lambda path: _write_json(path, config),
-            "run.json": lambda path: _write_json(path, to_dict(self.config)),
-            "metrics.json": lambda path: _write_json(path, metrics),
-            "tokenizer.json": lambda path: self.tokenizer.save(path.parent),
-            "preprocessor_config.json": lambda path: self.processor.save(path.parent),
-            f"checkpoint-{self.step}.pt": lambda path: torch.save(state, path),
-        }
 
     def _open_folder(self) -> None:
         """The run folder with settings and facts. Raises `Stop` where it cannot be written: nothing would remain."""
@@ -267,7 +232,7 @@ class Trainer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.main:
-                _write_json(self.folder / "run.json", to_dict(self.config))
+                (self.folder / "run.json").write_text(json.dumps(to_dict(self.config), indent=2), encoding="utf-8")
                 facts.write(self.folder, found)
         except OSError as error:
             raise Stop(f"the run folder {self.folder} cannot be written: {error}", DISK) from error
@@ -284,21 +249,6 @@ class Trainer:
 
     # Small things -----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the run after the step; a second one, or one after the last step, at once."""
-        def receive(number: int, _) -> None:
-            if self.stopped_by or self.leaving:
-                raise SystemExit(SIGNAL + number)
-            self.stopped_by = number
-
-        previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
     def _close(self, patience: float) -> None:
         if self.saver:
             self.saver.close(patience)
@@ -310,15 +260,3 @@ class Trainer:
         told = torch.tensor(number, device=self.device)
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
         return int(told)
-
-    def _described(self) -> str:
-        """The run in a line."""
-        counts = self.model.parameter_counts()
-        return (f"{self.model.outside_tower() / 1e6:.2f} M parameters outside the vision tower, "
-                f"{counts['vision'] / 1e6:.2f} M in it ({self.config.vision.trainable} trainable); "
-                f"{len(self.train_data)} training images, {len(self.val_data)} for validation; {self.steps} steps "
-                f"on {self.device} in {precision(self.config.precision).replace('no', 'float32')}")
-
-
-def _write_json(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(values, indent=2), encoding="utf-8")

@@ -58,6 +58,21 @@ def test_twenty_kills_leave_each_step_once(tmp_path):
     assert attempts == sorted(attempts) == [line["attempt"] for line in read_metrics(tmp_path)]
 
 
+def test_curves_of_another_computer_come_along(tmp_path):
+    there, here = tmp_path / "there", tmp_path / "here"
+    log = RunLog(there)
+    for step in range(1, 8):
+        log.scalars(step, {"itc": float(step)})
+    log.close()
+    here.mkdir()
+    (here / "metrics.jsonl").write_bytes((there / "metrics.jsonl").read_bytes())  # what a checkpoint brings
+    for start in (5, 6):  # resumed twice: the curves come once
+        RunLog(here, resume_step=start).scalars(start + 1, {"itc": 0.5})
+    expected = [(step, float(step)) for step in range(1, 6)] + [(6, 0.5), (7, 0.5)]
+    assert series(here, "itc") == expected
+    assert [(line["step"], line["itc"]) for line in read_metrics(here)] == expected
+
+
 def test_a_new_run_in_an_old_folder_starts_empty(tmp_path):
     old = RunLog(tmp_path)
     old.layout()

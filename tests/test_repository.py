@@ -25,7 +25,7 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(en
 # A module imports only what stands before it. Where a new one belongs is a decision: it is written down here.
 ORDER = """
     config ranges bitlinear losses retrieval projection
-    drawing figures feature_figures memory_figures network_figures
+    drawing figures feature_figures memory_figures network_figures page
     images scene_words scenes transformer memory
     vision text generation fusion tokenizer
     listing shards annotations formats cache streamed dataset
@@ -38,8 +38,8 @@ ORDER = """
     optimizer diagnostics attention grounding geometry probes slots mistakes
     randomness strict_json admission wire download hub
     catalogue engine store gallery query indexing index parquet index_commands
-    boards batches validation journal snapshot saving trainer
-    cli __main__
+    boards batches validation journal signals setup snapshot saving trainer
+    report cli __main__
 """.split()
 
 # What takes seconds to import, or belongs to an extra, is imported by the function that needs it.

@@ -1,0 +1,51 @@
+"""What a run is made of: its tokenizer, its model, its optimizer; new ones, or those of the checkpoint it goes on from.
+
+`resume_from` is a checkpoint folder, or None.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from bitgen.config import Config, VisionConfig, from_dict
+from bitgen.dataset import Dataset
+from bitgen.model import BitGen
+from bitgen.optimizer import parameter_groups
+from bitgen.tokenizer import Tokenizer
+from bitgen.vision import resolve_tower
+
+
+def make_tokenizer(config: Config, data: Dataset, resume_from: Path | None) -> Tokenizer:
+    """The run's own where it resumes, else as `data.tokenizer` says, trained on the captions of `data`."""
+    source = config.data.tokenizer
+    if resume_from is not None:
+        return Tokenizer.load(resume_from)
+    if source == "train":
+        return Tokenizer.train([text for captions in data.captions for text in captions], config.data.vocab_size)
+    return Tokenizer.gpt2("openai-community/gpt2") if source == "gpt2" else Tokenizer.load(source)
+
+
+def make_model(config: Config, tokenizer: Tokenizer, resume_from: Path | None) -> BitGen:
+    """The model, with its tower's pretrained weights where the run is new; completes `config.model` and `.vision`."""
+    weights = None
+    config.model.vocab_size = tokenizer.vocab_size
+    if resume_from is None:
+        config.vision, weights = resolve_tower(config.vision)
+    else:  # the tower's configuration is in the checkpoint; where it once came from may be gone
+        saved = json.loads((resume_from / "config.json").read_text(encoding="utf-8"))
+        config.vision = from_dict(VisionConfig, saved["vision"])
+    model = BitGen(config.model, config.vision)
+    if weights is not None:
+        model.vision.load_state_dict(weights)
+    model.tokenizer = tokenizer
+    return model
+
+
+def make_optimizer(model: BitGen, config: Config) -> torch.optim.AdamW:
+    """AdamW, its groups at their peak rates."""
+    optim = config.optim
+    groups = parameter_groups(model, optim.lr, optim.vision_lr, optim.weight_decay)
+    return torch.optim.AdamW(groups, betas=optim.betas, fused=True)

@@ -1,0 +1,80 @@
+"""Training and the Hub: a run is pushed while it trains, goes on elsewhere to the bit, and does not need the Hub."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from test_trainer import TINY, differences, state_of, steady
+
+from bitgen.checkpoint import verify
+from bitgen.cli import main, parse_config
+from bitgen.exits import Stop
+from bitgen.logs import read_metrics
+from bitgen.trainer import Trainer
+
+REPO = "org/name"
+pytestmark = pytest.mark.timeout(600)  # each push is a process of its own
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """Nothing is drawn."""
+    monkeypatch.setattr("bitgen.boards.validated", lambda *_: None)
+    monkeypatch.setattr("bitgen.card._draw", lambda *_: False)
+
+
+def config(folder, *changes):
+    return parse_config([*TINY, "--output-dir", str(folder), *changes])
+
+
+def test_a_run_goes_on_elsewhere_from_the_hub_to_the_bit(hub, tmp_path, capsys, monkeypatch):
+    whole, here, there = tmp_path / "whole", tmp_path / "here", tmp_path / "there"
+    Trainer(config(whole)).fit()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_validated", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stop) as stop:
+            Trainer(config(here, "--hub.repo", REPO, "--hub.push-every", "2", "--validate-every", "4")).fit()
+    assert stop.value.code == 143
+    assert main(["push", str(here), "--repo", REPO]) == 0                            # what there was no time for
+    shutil.rmtree(here)
+    capsys.readouterr()
+    Trainer(config(there, "--resume", f"hub://{REPO}", "--hub.repo", REPO)).fit()
+    assert f"{REPO} on the Hub holds checkpoint-6" in capsys.readouterr().err
+    assert differences(state_of(whole, 6), state_of(there, 6)) == ["/metrics"]
+    assert (whole / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
+    assert [steady(line) for line in read_metrics(whole)] == [steady(line) for line in read_metrics(there)]
+    files = hub.files(REPO)
+    assert files["model.safetensors"] == (there / "model.safetensors").read_bytes()
+    assert {"README.md", "checkpoint-4/checkpoint-4.pt", "checkpoint-6/checkpoint-6.pt"} <= files.keys()
+    assert torch.load(there / "checkpoint-6" / "checkpoint-6.pt", weights_only=True)["progress"]["step"] == 6
+
+
+def test_a_hub_that_is_down_costs_the_exit_status_alone(tmp_path, capsys, monkeypatch):
+    for name, value in {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_stub", "HF_HUB_OFFLINE": "0",
+                        "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("bitgen.trainer.PUSHING", 1.0)
+    settings = ["--output-dir", str(tmp_path), "--hub.repo", REPO, "--hub.push-every", "2", "--optim.max-steps", "4"]
+    assert main(["train", *TINY, *settings]) == 75
+    told = capsys.readouterr().err
+    assert "cannot be asked" in told and f"{REPO} on the Hub holds no checkpoint of this run, not checkpoint-4" in told
+    assert f"bitgen push {tmp_path} --repo {REPO}" in told
+    verify(tmp_path / "checkpoint-4")
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_run_that_may_not_push_does_not_begin(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert main(["train", *TINY, "--output-dir", str(tmp_path / "run"), "--hub.repo", REPO]) == 65
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and REPO in told
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_run_that_ended_without_a_hub_is_pushed_when_resumed_with_one(hub, tmp_path):
+    settings = ["--optim.max-steps", "2", "--save-every", "2"]
+    Trainer(config(tmp_path, *settings)).fit()
+    Trainer(config(tmp_path, *settings, "--resume", "auto", "--hub.repo", REPO)).fit()
+    assert "checkpoint-2/MANIFEST.json" in hub.files(REPO)
