@@ -88,7 +88,10 @@ def projector(log: RunLog, step: int, gallery: Gallery, data: Any, size: int) ->
 
 
 def matching(log: RunLog, step: int, model: BitGen, close: Gallery) -> None:
-    """Precision and recall of matching: each image with its caption, and with the most similar wrong one."""
+    """Precision and recall of matching: each image with its caption, and with the most similar wrong one.
+
+    The tag must not be that of a curve: TensorBoard would show only one of the two.
+    """
     count = len(close.indices)
     cosines = close.text_features @ close.image_features.T                                   # (n, n)
     wrong = cosines.fill_diagonal_(float("-inf")).argmax(0)
@@ -97,9 +100,9 @@ def matching(log: RunLog, step: int, model: BitGen, close: Gallery) -> None:
     logits = model.match_tokens(close.image_tokens.to(device), close.text_tokens.to(device),
                                 close.attention_mask.to(device), (images.to(device), captions.to(device)))
     if count > 1:
-        log.pr_curve("itm", logits.softmax(-1)[:, 1], torch.arange(2 * count) < count, step)
-        log.histogram("itm/right", (logits[:count, 1] - logits[:count, 0]), step)
-        log.histogram("itm/hard negative", (logits[count:, 1] - logits[count:, 0]), step)
+        log.pr_curve("matching", logits.softmax(-1)[:, 1], torch.arange(2 * count) < count, step)
+        log.histogram("matching/right", (logits[:count, 1] - logits[:count, 0]), step)
+        log.histogram("matching/hard negative", (logits[count:, 1] - logits[count:, 0]), step)
 
 
 def attention(log: RunLog, step: int, model: BitGen, batch: Batch) -> None:

@@ -109,6 +109,26 @@ class Doctor:
 
 
 @dataclass
+class Diagnose:
+    """Look inside a model: training, retrieval, features, memory and network on one page that carries everything."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, checkpoint folder or Hub id."""
+    out: str = "report.html"
+    """HTML file that receives the page."""
+    data: str | None = None
+    """Data set to look through, as `data.root` of training takes it; by default the run's own."""
+    split: Literal["train", "val", "test"] = "val"
+    """Which part of it."""
+    images: int = 200
+    """How many of its images."""
+    checkpoint: str | None = None
+    """A checkpoint of the run, such as checkpoint-1000, instead of its newest weights."""
+    device: str = "cpu"
+    """Device to compute on."""
+
+
+@dataclass
 class Push:
     """Push the newest checkpoint of a run to the Hub, with its weights at the root and its model card."""
 
@@ -158,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status. Bad input prints one line that says what would be right."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"train": train, "evaluate": evaluate, "data": data, "pull": pull, "card": card, "doctor": doctor,
+                "diagnose": diagnose,
                 "push": push, "hub": hub, "app": app, "index": index, "search": search}
     if not argv or argv[0] not in commands:
         asked_for_help = bool(argv) and argv[0] in ("-h", "--help", "help")
@@ -168,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
               "  pull       fetch a checkpoint from the Hub: bitgen pull ORG/NAME --output-dir runs/NAME\n"
               "  card       write the model card of a run: bitgen card runs/scenes\n"
               "  doctor     is it learning? bitgen doctor runs/scenes\n"
+              "  diagnose   look inside, on one page: bitgen diagnose runs/scenes --out report.html\n"
               "  push       send a run to the Hub: bitgen push runs/scenes --repo ORG/NAME\n"
               "  index      encode a gallery: bitgen index photos/ --checkpoint runs/photos --out photos.index\n"
               "  search     find pictures: bitgen search photos.index \"a dog on a beach\"\n"
@@ -290,6 +312,17 @@ def doctor(argv: list[str]) -> int:
     verdicts = health.diagnose(history, health.read_facts(options.run))
     print(health.report(history[-1]["step"], verdicts) if options.json else health.summary(verdicts))
     return int(options.strict and health.worst(verdicts) == "BAD")
+
+
+def diagnose(argv: list[str]) -> int:
+    """`bitgen diagnose`."""
+    options = tyro.cli(Diagnose, prog="bitgen diagnose", args=argv)
+    from bitgen.report import write
+
+    page = write(options.run, options.out, options.data, options.split, options.images, options.checkpoint,
+                 options.device)
+    print(f"report: {page}")
+    return 0
 
 
 def push(argv: list[str]) -> int:

@@ -69,6 +69,14 @@ class Dataset:
         return to_uint8(safe_open_image(self.listing.read(i), at_least=2 * size), size)
 
 
+    def first(self, count: int) -> Dataset:
+        """The first `count` images as a data set of their own; all of them where there are fewer."""
+        kept = range(min(count, len(self)))
+        prepared = None if self._prepared is None else self._prepared[: len(kept)]
+        return Dataset(self.listing.select(kept), prepared, {i: why for i, why in self.bad.items() if i < count},
+                       self.truth and self.truth[: len(kept)], self.max_bad_fraction)
+
+
 def open_data(config: DataConfig, split: str, image_size: int, seed: int = 0, always: bool = False) -> Dataset:
     """The data set that `config.root` names, its `train`, `val` or `test` images, `seed` being that of `scenes`.
 

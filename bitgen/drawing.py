@@ -83,6 +83,16 @@ def cells(axes: Axes, values: np.ndarray, rows: list[str], columns: list[str], l
     return image
 
 
+def plain_log(axes: Axes, which: str) -> None:
+    """A logarithmic `x` or `y` axis with ticks such as 0.001: powers in math script would need math parsing."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def level(axes: Axes, value: float, label: str, vertical: bool = False) -> None:
     """A grey dashed line, for what chance gives or what is uniform."""
     (axes.axvline if vertical else axes.axhline)(value, color=GREY, linestyle="--", linewidth=1, label=label)

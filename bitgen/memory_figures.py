@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitgen.drawing import BLUE, DIVERGING, GREEN, GREY, ORANGE, RED, level, sheet, styled
+from bitgen.drawing import BLUE, DIVERGING, GREEN, GREY, ORANGE, RED, level, plain_log, sheet, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,9 +57,10 @@ def _bars(axes: Axes, mean: np.ndarray) -> None:
     uniform = 1 / len(mean)
     dead = mean < DEAD * uniform
     places = np.arange(len(mean))
-    axes.bar(places[~dead], 100 * mean[~dead], 0.8, color=BLUE, label=f"used: {int((~dead).sum())}")
-    axes.bar(places[dead], 100 * mean[dead], 0.8, color=RED, label=f"not used: {int(dead.sum())}")
-    axes.plot(places[dead], np.zeros(int(dead.sum())), "x", color=RED, markersize=5, clip_on=False)
+    axes.bar(places[~dead], 100 * mean[~dead], 0.8, color=BLUE, label=f"used: {int((~dead).sum())} of {len(mean)}")
+    if dead.any():  # an empty line that is not clipped has no extent, and the layout gives up
+        axes.bar(places[dead], 100 * mean[dead], 0.8, color=RED, label=f"not used: {int(dead.sum())}")
+        axes.plot(places[dead], np.zeros(int(dead.sum())), "x", color=RED, markersize=5, clip_on=False)
     level(axes, 100 * uniform, "all alike")
     axes.set(title="Mass on each slot", ylabel="mass, %", ylim=(0, max(100 * mean.max() * 1.35, 100 * uniform * 1.6)))
     axes.legend(loc="upper right", ncols=3)
@@ -104,7 +105,8 @@ def certainty(slots: np.ndarray, readings: np.ndarray, noise: float) -> Figure:
         if readings.shape[1] > written:
             right.plot(readings[:, written:].mean(1), color=GREEN, linestyle="-.", label="facts never written")
         level(right, noise**2, "noise alone")
-        right.set(title="Variance of a reading", xlabel="facts written", ylabel="variance", yscale="log")
+        right.set(title="Variance of a reading", xlabel="facts written", ylabel="variance")
+        plain_log(right, "y")
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=4)
     return figure
 
@@ -123,7 +125,8 @@ def capacity(counts: Sequence[int], curves: Mapping[str, Sequence[float]], slots
         axes.axvline(slots, color=GREY, linewidth=0.8, linestyle=":")
         axes.annotate(f"{slots} slots", (slots, 1.04), xytext=(3, 0), textcoords="offset points", size=8, color=GREY)
         axes.set(title="How much the memory holds", xlabel="facts written together", ylabel="right fact first, share",
-                 ylim=(0, 1.1), xscale="log")
+                 ylim=(0, 1.1))
+        plain_log(axes, "x")
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.minorticks_off()
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)

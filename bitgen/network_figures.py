@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitgen.drawing import BLUE, COLOURS, GREEN, GREY, ORANGE, cells, fitted, level, pixels, sheet, styled
+from bitgen.drawing import BLUE, COLOURS, GREEN, GREY, ORANGE, cells, fitted, level, pixels, plain_log, sheet, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,8 @@ def gradient_norms(history: Sequence[dict[str, float]]) -> Figure:
         above, below = figure.subplots(2, 1, height_ratios=(1.8, 0.5 + 0.2 * len(parts)), sharex=True)
         above.axhspan(*HEALTHY, color=GREEN, alpha=0.15, linewidth=0, label="healthy in the training guide")
         above.plot(steps, [line.get("grad_norm", math.nan) for line in lines], color=BLUE, label="all weights")
-        above.set(title="Gradient norm before clipping", ylabel="norm", yscale="log")
+        above.set(title="Gradient norm before clipping", ylabel="norm")
+        plain_log(above, "y")
         above.legend(loc="best")
         from matplotlib.colors import LogNorm
         smallest = max(table[table > 0].min(initial=largest), largest / 1e5)
@@ -46,7 +47,7 @@ def gradient_norms(history: Sequence[dict[str, float]]) -> Figure:
         below.invert_yaxis()
         below.grid(visible=False)
         below.set(title="By part", xlabel="step")
-        figure.colorbar(image, ax=below, label="norm", pad=0.01)
+        plain_log(figure.colorbar(image, ax=below, label="norm", pad=0.01).ax, "y")
     return figure
 
 
@@ -84,7 +85,8 @@ def update_ratios(ratios: Mapping[int, Mapping[str, float]]) -> Figure:
         level(axes, USUAL, "usual", vertical=True)
         axes.set_yticks(range(len(parts)), parts, size=8)
         axes.invert_yaxis()
-        axes.set(xscale="log", xlabel="length of an update / length of the weights", title="How fast weights move")
+        plain_log(axes, "x")
+        axes.set(xlabel="length of an update / length of the weights", title="How fast weights move")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, title="step",
                       title_fontsize=8)
     return figure

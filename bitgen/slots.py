@@ -44,8 +44,8 @@ def facts(model: BitGen, gallery: Gallery) -> Facts:
     found = []
     for rows in torch.arange(len(firsts)).split(BATCH):
         said = firsts[rows]
-        image = Encoded(gallery.image_tokens[rows].to(device), gallery.image_features[rows].to(device))
-        text = Encoded(gallery.text_tokens[said].to(device), gallery.text_features[said].to(device))
+        image = Encoded(gallery.image_tokens[rows].float().to(device), gallery.image_features[rows].to(device))
+        text = Encoded(gallery.text_tokens[said].float().to(device), gallery.text_features[said].to(device))
         found.append([x.float().cpu() for x in model.fact(image, text, gallery.attention_mask[said].to(device))])
     key, value = map(torch.cat, zip(*found))
     return Facts(key, gallery.image_features.float().cpu(), value)

@@ -16,6 +16,8 @@ from bitgen.images import normalise
 from bitgen.logs import RunLog, read_metrics
 from bitgen.tokenizer import Tokenizer
 
+CURVES = {"val_total": 1.0, "itm": 0.5, "itc": 1.0, "text": 2.0, "grad_norm": 1.0, "lr": 0.1}
+
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory):
@@ -36,7 +38,7 @@ def validated(tmp_path_factory):
     log = RunLog(folder / "run")
     log.layout()
     for step in (10, 20):
-        log.scalars(step, {"val_total": 1.0})
+        log.scalars(step, CURVES)
         boards.validated(log, step, model, gallery, data)
     log.close()
     assert model.training and torch.equal(random, torch.get_rng_state())
@@ -53,8 +55,11 @@ def test_all_boards_can_be_read_back(validated):
     tags = read(run).Tags()
     assert set(tags["images"]) == {"retrieval/answers", "features/similarity", "features/map", "attention/spread",
                                    "attention/words", "memory/slots"}
-    assert {"weights/vision", "cosine/others", "itm/hard negative", "memory/largest share of a fact"} <= set(
+    assert {"weights/vision", "cosine/others", "matching/hard negative", "memory/largest share of a fact"} <= set(
         tags["histograms"])
+    assert "matching" in read(run).PluginTagToContent("pr_curves")
+    others = [*tags["images"], *tags["histograms"], *tags["tensors"]]
+    assert len(others) == len(set(others)) and not set(others) & set(tags["scalars"]), "one tag, one kind"
     assert [event.step for event in read(run).Images("features/map")] == [10, 20]
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == [10, 20] and rows[0]["val_total"] == 1.0

@@ -155,6 +155,7 @@ DRAWN = {
     "differences": lambda: feature_figures.differences({"colour": 0.1, "shape": 0.9}, {"colour": 0.8, "shape": 0.9}),
     "slot_usage": lambda: memory_figures.slot_usage(
         [0.5, 0.5, 0.0], ([1, 2], np.ones((2, 3)) / 3), (["red", "blue"], np.array([[1.0, -1, 0], [0, 0, 0]]))),
+    "slot_usage, all alive": lambda: memory_figures.slot_usage(np.ones(8) / 8, ([1, 2], np.ones((2, 8)) / 8)),
     "slot_likeness": lambda: memory_figures.slot_likeness(np.eye(4), np.eye(4)),
     "certainty": lambda: memory_figures.certainty(np.ones((4, 3)), np.full((4, 5), 0.5), 0.1),
     "capacity": lambda: memory_figures.capacity([4, 8], {"pair": [1, 0.5], "chance": [0.25, 0.125]}, 8),
@@ -183,6 +184,16 @@ def test_every_figure_is_drawn_in_the_common_style(name):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["gradient_norms", "update_ratios", "certainty", "capacity"])
+def test_logarithmic_axes_have_plain_numbers(name):
+    figure = DRAWN[name]()
+    drawing.svg(figure)
+    texts = [label.get_text() for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+             for label in axis.get_ticklabels(which="both")]
+    assert texts and not any("math" in text for text in texts)
+
+
+@pytest.mark.filterwarnings("error")
 def test_the_page_gives_the_colours_of_text_and_lines():
     text = drawing.svg(DRAWN["slot_usage"]())
     assert text.startswith("<svg") and text.rstrip().endswith("</svg>") and 'id="axes_' not in text
@@ -194,7 +205,7 @@ def test_the_page_gives_the_colours_of_text_and_lines():
 def test_dead_slots_are_marked():
     axes = memory_figures.slot_usage([0.5, 0.497, 0.003, 0.0]).axes[0]
     labels = axes.get_legend_handles_labels()[1]
-    assert "used: 2" in labels and "not used: 2" in labels
+    assert "used: 2 of 4" in labels and "not used: 2" in labels
 
 
 def test_a_part_that_no_loss_reaches_is_a_dot():

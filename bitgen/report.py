@@ -1,0 +1,331 @@
+"""`bitgen diagnose`: what is known of a model, its training and its memory, on one page that carries everything.
+
+N images, M captions, K slots. A chapter is made of what is there: a Hub model without history has no curves, data
+without known truth no confusions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from bitgen import attention, diagnostics, feature_figures, figures, health, memory_figures, mistakes, network_figures
+from bitgen import probes as probing
+from bitgen import slots as slotting
+from bitgen.config import DataConfig, LossConfig, from_dict
+from bitgen.data import Batch, Dataset, open_data
+from bitgen.evaluate import Gallery, encode, picture
+from bitgen.geometry import geometry, similarity
+from bitgen.hub import load
+from bitgen.logs import read_metrics
+from bitgen.model import BitGen
+from bitgen.page import Section, figure, page, table, tiles, verdicts
+from bitgen.processing import Processor
+from bitgen.projection import aligned, pca
+
+CLOSE = 16  # images of the batch that gradients, activations and attention are measured on
+MAPPED = 60  # images on the map
+COURSE = 3  # checkpoints that the map follows
+
+
+@dataclass
+class Case:
+    """A model with the images that it is looked at through."""
+
+    name: str
+    model: BitGen
+    processor: Processor
+    data: Dataset
+    settings: dict
+    """Of `run.json`; empty where there is none."""
+    history: list[dict[str, float]]
+    facts: health.Facts
+    """For the health checks."""
+    checkpoints: list[Path]
+    where: str
+    """What the images are, for the reader."""
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """All images and captions, encoded once."""
+        return encode(self.model, self.processor, self.data, device=next(self.model.parameters()).device)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The first images, two captions each."""
+        return diagnostics.batch_of(self.data, self.processor, CLOSE).to(next(self.model.parameters()).device)
+
+    @cached_property
+    def truth(self) -> list[dict] | None:
+        """The scenes of the gallery's images, where they are known."""
+        return self.data.truth and [self.data.truth[i] for i in self.gallery.indices]
+
+    @cached_property
+    def labels(self) -> probing.Labels:
+        """What is known of each image: its scene, else the words of its captions."""
+        if self.truth:
+            return probing.scene_labels(self.truth)
+        return probing.word_labels([self.data.captions[i] for i in self.gallery.indices])
+
+    @cached_property
+    def loss(self) -> LossConfig:
+        """The weights it was trained with, where they are known."""
+        return from_dict(LossConfig, self.settings.get("loss", {}), where="loss")
+
+
+def write(source: str, out: str | Path, data: str | None = None, split: str = "val", images: int = 200,
+          checkpoint: str | None = None, device: str = "cpu") -> Path:
+    """Look at `source`, a run, checkpoint folder or Hub id, through the first `images` of a data set; write the page.
+
+    data: as `data.root` of training takes it, by default what the run was trained on, else `scenes`. Raises
+    `ValueError` as loading and opening do, and for fewer than 2 images.
+    """
+    case = gather(source, data, split, images, checkpoint, device)
+    chapters: list[Callable[[Case], Section | None]] = [summary, training, retrieval, features, memory, network]
+    sections = [chapter(case) for chapter in tqdm(chapters, desc="diagnose", unit="chapter", leave=False)]
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = page(f"BitGen: {case.name}", f"Seen through {case.where}", [section for section in sections if section])
+    out.write_text(text, encoding="utf-8")
+    return out
+
+
+def gather(source: str, data: str | None = None, split: str = "val", images: int = 200, checkpoint: str | None = None,
+           device: str = "cpu") -> Case:
+    """Everything that the chapters look at; arguments as `write`."""
+    if images < 2:
+        raise ValueError(f"images: a page needs at least 2, got {images}")
+    model, processor = load(source, checkpoint=checkpoint, device=device)
+    folder = Path(source).expanduser()
+    run = folder / checkpoint if checkpoint and (folder / checkpoint / "run.json").is_file() else folder
+    settings = json.loads((run / "run.json").read_text(encoding="utf-8")) if (run / "run.json").is_file() else {}
+    config = from_dict(DataConfig, settings.get("data", {}), where="data") if data is None else DataConfig(root=data)
+    opened = open_data(config, split, processor.vision.image_size, settings.get("seed", 0))
+    shown = opened.first(images)
+    history, facts = (read_metrics(folder), health.read_facts(folder)) if folder.is_dir() else ([], {})
+    where = f"{len(shown):,} of {len(opened):,} images of {Path(config.root).name}, {split}"
+    return Case(f"{folder.name} {checkpoint or ''}".strip(), model, processor, shown, settings, history, facts,
+                diagnostics.checkpoints(folder) if folder.is_dir() else [], where)
+
+
+# Chapters -------------------------------------------------------------------------------------------------
+
+
+def summary(case: Case) -> Section:
+    """The numbers that are read first, and the verdicts of the health checks."""
+    gallery, recall = case.gallery, _recall(case)
+    values = []
+    for way, title in (("t2i", "text to image"), ("i2t", "image to text")):
+        value, low, high = (recall[f"{way}_r1{end}"] for end in ("", "_low", "_high"))
+        values.append((f"{title}, R@1", f"{value:.3f}",
+                       f"{low:.3f} to {high:.3f}, chance {recall[f'chance_{way}_r1']:.3f}"))
+    counts = case.model.parameter_counts()
+    values.append(("parameters", f"{case.model.outside_tower() / 1e6:.2f} M",
+                   f"and {counts['vision'] / 1e6:.2f} M in the vision tower"))
+    values.append(("looked at", f"{len(gallery.indices):,}", f"images, {len(gallery.owner):,} captions"))
+    blocks = [tiles(values)]
+    if case.history:
+        blocks.append(verdicts([_verdict(each) for each in health.diagnose(case.history, case.facts)]))
+    return Section("At a glance", "How well it finds, and what the health checks say of its training. Intervals are "
+                   "95 %, over images.", blocks)
+
+
+def _verdict(found: health.Verdict) -> tuple[str, str, str, str]:
+    value = "" if found.value is None else f"{found.value:.3g}"
+    chance = "" if found.chance is None or found.value is None else f" (chance {found.chance:.3g})"
+    remark = found.rule if found.verdict == "OK" else f"{found.rule}. Usually: {found.meaning}. Try: {found.remedy}."
+    return found.verdict if found.judged else "later", found.check, value + chance, remark
+
+
+def training(case: Case) -> Section | None:
+    """Curves, gates, gradients."""
+    if not case.history:
+        return None
+    blocks = [figure(figures.curves(case.history), "Losses should fall well below chance (dashed), accuracies rise "
+                     "above it. The contrast's chance level jumps where the queue begins.")]
+    if any(line.get("logit_scale", 0) > 0 for line in case.history):
+        blocks.append(figure(network_figures.temperature_and_gates(case.history), "The temperature sinks as the model "
+                             "grows sure; gates that stay at 0 leave the two modalities apart."))
+    if any(key.startswith("grad_norm/") for line in case.history for key in line):
+        blocks.append(figure(network_figures.gradient_norms(case.history), "A part that stays dark learns nothing; "
+                             "a jump of the whole is an unstable step."))
+    return Section("Training", "What the run wrote down while it trained.", blocks)
+
+
+def retrieval(case: Case) -> Section:
+    """Recall, answers, and what wrong answers have in common."""
+    gallery = case.gallery
+    features = gallery.image_features, gallery.text_features, gallery.owner
+    blocks = [figure(figures.recalls(_recall(case)), "Recall by contrast with its 95 % interval, beside chance."),
+              figure(picture(gallery, case.data, case.processor.vision.image_size), "Best, typical and worst queries "
+                     "by the place of the right answer.")]
+    lines = [text for i in gallery.indices for text in case.data.captions[i]]
+    worst = mistakes.worst(*features, count=8)
+    if worst:
+        blocks.append(table(["place", "caption", "found first instead"], [
+            [each.rank, lines[each.caption], case.data.captions[gallery.indices[each.found[0]]][0]] for each in worst],
+            "The captions whose image comes last, one an image"))
+    if case.truth:
+        found, chance = mistakes.differences(*features, case.truth)
+        if found:
+            blocks.append(figure(feature_figures.differences(found, chance), "An attribute with a short bar is told "
+                                 "well; one that reaches its chance mark does not help to find the image."))
+        for field in ("colour", "shape"):
+            shown = mistakes.confusion(*features, case.truth, field)
+            drawn = feature_figures.confusion(shown.names, shown.shares, field, shown.chance.mean().item())
+            blocks.append(figure(drawn, f"What {field} the first image has where the right one has another."))
+    return Section("Retrieval", "What it finds, what it finds instead, and what it mixes up.", blocks)
+
+
+def features(case: Case) -> Section:
+    """Map, similarities, geometry, probes."""
+    gallery = case.gallery
+    images, texts, owner = gallery.image_features, gallery.text_features, gallery.owner
+    numbers = geometry(images, texts, owner)
+    rows = [["gap between images and captions", numbers["gap"], f"{numbers['gap_noise']:.3g} for two halves of the "
+             "images"], ["alignment: squared distance of pairs", numbers["alignment"], "0 the same, 2 unrelated"],
+            ["uniformity of images", numbers["uniformity_images"], "0 all alike, about -4 spread evenly"],
+            ["uniformity of captions", numbers["uniformity_texts"], "the same"],
+            ["cosine of pairs", numbers["positive_cosine"], f"{numbers['negative_cosine']:.3g} of all others"],
+            ["directions in use by images", numbers["rank_images"], f"of {numbers['width']:.0f}"],
+            ["directions in use by captions", numbers["rank_texts"], "the same"]]
+    blocks = [figure(_course(case), "The first images and captions by their two main directions, turned so that steps "
+                     "compare. Lines join what belongs together: they should be short."),
+              table(["what", "value", "beside"], rows)]
+    if len(images) > 1:
+        blocks.append(figure(feature_figures.similarity(similarity(images, texts, owner, 64)), "A dark diagonal and "
+                             "two heaps that do not overlap: pairs are told from others."))
+    blocks += _probes(case)
+    return Section("Features", "Where images and captions lie, and what can be read off them.", blocks)
+
+
+def _course(case: Case):
+    """The map at the first, a middle and the last checkpoint, or of the model alone."""
+    part, device = case.data.first(MAPPED), next(case.model.parameters()).device
+    shown = case.checkpoints if len(case.checkpoints) <= COURSE else [
+        case.checkpoints[round(i * (len(case.checkpoints) - 1) / (COURSE - 1))] for i in range(COURSE)]
+    galleries = {f"step {path.name.rpartition('-')[2]}": encode(load(path, device=device)[0], case.processor, part,
+                                                                device=device) for path in shown}
+    galleries = galleries or {case.name: encode(case.model, case.processor, part, device=device)}
+    panels, reference = {}, None
+    for title, gallery in reversed(galleries.items()):
+        both = torch.cat([gallery.image_features, gallery.text_features])
+        points = pca(both).project(both)
+        reference = points if reference is None else reference
+        points = aligned(points, reference)
+        panels[title] = points[: len(gallery.indices)], points[len(gallery.indices):]
+    return feature_figures.embedding_map(dict(reversed(panels.items())), gallery.owner)
+
+
+def _probes(case: Case) -> list[str]:
+    """The probes' figure, beside an untrained model; nothing for too few images or labels."""
+    labels, images = case.labels, case.gallery.image_features
+    if not labels.names or len(images) < 2 * probing.FOLDS:
+        return []
+    found = probing.probe(images, labels.values)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = BitGen(case.model.config, case.model.vision_config).eval()
+        pixels = case.processor.vision.image_size
+        stack = torch.stack([case.data.pixels(i, pixels) for i in case.gallery.indices])
+        blank = probing.probe(_encoded(untrained, stack, case.processor), labels.values)
+    scores = {"this model": found.auc, "untrained model": blank.auc, "labels dealt at random": found.shuffled}
+    return [figure(feature_figures.probes(labels.names, labels.kinds, scores), "What a linear map reads off the "
+                   "features of images that it was not fitted on. What lies at chance is not there in this form, "
+                   "though retrieval may still use it in combinations.")]
+
+
+@torch.no_grad()
+def _encoded(model: BitGen, pixels: torch.Tensor, processor: Processor) -> torch.Tensor:
+    """Features (N, D) of uint8 pixels (N, 3, S, S)."""
+    from bitgen.images import normalise
+
+    vision = processor.vision
+    return torch.cat([model.encode_image(normalise(part, vision.mean, vision.std)) for part in pixels.split(64)])
+
+
+def memory(case: Case) -> Section | None:
+    """Usage, likeness, capacity, certainty."""
+    if case.model.memory is None:
+        return None
+    unit, held = case.model.memory, slotting.facts(case.model, case.gallery)
+    address = unit.address(held.key.to(unit.prior_mean.device)).detach().cpu()
+    numbers, labels = slotting.usage(address), case.labels
+    course = slotting.usage_over_time(case.checkpoints) if len(case.checkpoints) > 1 else None
+    lift = None
+    if labels.names:
+        kept = [i for i, kind in enumerate(labels.kinds) if kind in ("colour", "shape", "background", "word")]
+        lift = [labels.names[i] for i in kept], slotting.by_label(address, labels.values[:, kept]).numpy()
+    counts = [n for n in (4, 8, 16, 24, 32, 48, 64, 96, 128) if n <= len(held.key) and n <= 4 * unit.slots]
+    rows = [["slots in use", numbers["utilization"], "share; a healthy memory uses more than half"],
+            ["slots not in use", numbers["dead"], f"of {unit.slots}"],
+            ["perplexity of the mean address", numbers["perplexity"], f"1 one slot, {unit.slots} all alike"],
+            ["slots that one fact lies on", numbers["slots_a_fact"], f"1 to {unit.slots}"]]
+    if labels.names:
+        bits, dealt = slotting.information(address, labels.values)
+        best = int(bits.argmax())
+        rows.append([f"bits a slot tells about '{labels.names[best]}'", bits[best].item(),
+                     f"{dealt[best].item():.3g} for labels dealt at random"])
+    blocks = [table(["what", "value", "beside"], rows),
+              figure(memory_figures.slot_usage(slotting.mass(address).mean(0).numpy(), course, lift), "A dead slot "
+                     "holds nothing. A slot that is strongly coloured in a row stands for that attribute."),
+              figure(memory_figures.slot_likeness(*(x.numpy() for x in slotting.likeness(unit, address))), "Blocks off "
+                     "the diagonal are slots that do the same work.")]
+    if counts:
+        curves = slotting.capacity(unit, held, counts, episodes=10)
+        blocks.append(figure(memory_figures.capacity(counts, curves, unit.slots), "Facts written in one shot and read "
+                             "back. The memory should stand far above one that was never written."))
+    slots, readings = slotting.certainty(unit, held, min(24, len(held.key)))
+    blocks.append(figure(memory_figures.certainty(slots.numpy(), readings.numpy(), unit.noise), "Each write makes some "
+                         "slots sure; facts that were written are read with little more than the noise."))
+    return Section("Memory", "Which slots are used, for what, how much they hold, and how sure they are.", blocks)
+
+
+def network(case: Case) -> Section:
+    """Gradients by loss, updates, activations, attention, landscape."""
+    model, batch = case.model, case.batch
+    blocks = [figure(network_figures.gradient_table(diagnostics.gradient_table(model, batch, case.loss)), "Which loss "
+                     "teaches which part. A part that no loss reaches does not learn.")]
+    ratios = {int(path.name.rpartition("-")[2]): diagnostics.checkpoint_update_ratios(load(path)[0], path)
+              for path in case.checkpoints}
+    if any(ratios.values()):
+        blocks.append(figure(network_figures.update_ratios(ratios), "About a thousandth is usual; a tenth is unstable, "
+                             "and a millionth stands still."))
+    layers = diagnostics.activations(model, batch)
+    blocks.append(figure(network_figures.activations(*zip(*layers)), "Layers in the order they run. Dead units say the "
+                         "same whatever comes in; large outliers do not survive low precision."))
+    blocks.append(figure(network_figures.attention_entropy(attention.attention_entropy(model, batch)), "A head near 1 "
+                         "averages over everything, one near 0 looks at a single token."))
+    blocks.append(figure(_looks(case), "Where the decoder looks when it says each word of the first caption; in the "
+                         "last tile, what the contrast needs to see for the whole caption."))
+    lines = diagnostics.landscape(model, batch, case.loss, points=9, directions=1)
+    blocks.append(figure(network_figures.landscape(*lines), "A wide bowl forgives rounding and pruning; a narrow one "
+                         "does not."))
+    return Section("Inside the network", f"Measured on {len(batch.image_ids)} images with up to two captions each.",
+                   blocks)
+
+
+def _looks(case: Case):
+    """The first image under the words of its first caption, and under occlusion."""
+    place = case.gallery.indices[0]
+    words = case.processor(text=[case.data.captions[place][0]])
+    pixels = case.batch.pixel_values[:1]
+    words = {name: value.to(pixels.device) for name, value in words.items()}
+    seen = attention.decoder_looks(case.model, pixels, **words)[:-1][:22]
+    needed = attention.occlusion(case.model, pixels, **words).clamp(min=0)
+    ids = words["input_ids"][0, 1: 1 + len(seen)].tolist()
+    said = [case.processor.tokenizer.decode([i]).strip() or "·" for i in ids]
+    needed = needed / needed.mean().clamp(min=1e-12) * seen.mean()
+    weights = torch.cat([seen, needed[None]]).cpu().numpy()
+    image = case.data.pixels(place, case.processor.vision.image_size).numpy()
+    return network_figures.attention(image, [*said, "needed"], weights)
+
+
+def _recall(case: Case) -> dict[str, float]:
+    return mistakes.recall(case.gallery.image_features, case.gallery.text_features, case.gallery.owner)
