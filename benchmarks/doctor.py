@@ -108,9 +108,9 @@ KINDS = {
     "lr x 100": Kind("gradient", 100, changes={"optim": {"lr": 0.2}}),
     "leaked decoder": Kind("text collapse", 280, leaked_decoder),
     "memory written once": Kind("memory quality", 160, memory_written_once),
-    "queue false negatives": Kind("queue", 280, queue_without_ids, {"data": {"limit": 32}, "loss": {"queue": 4096}}),
+    "queue false negatives": Kind("queue", 280, queue_without_ids, {"data": {"limit": 32}}),
     "label-free ITM": Kind("matching", 400, random_labels),
-    "healthy": Kind(None, 400),
+    "healthy": Kind(None, 320),
 }
 
 

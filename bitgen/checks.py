@@ -50,8 +50,8 @@ CHECKS = (
           rule="validation recall at 1 above three times chance",
           meaning="the training images are learned by heart, or the validation captions belong to other images",
           remedy="more data, augmentation and weight decay; `bitgen data check` on the validation split"),
-    Check("queue", signs.queue, "low", watch=1.2, bad=1.5, step=500,
-          rule="the loss over the queue is no more than 1.2 nats over what the loss in the batch explains (1.5: BAD)",
+    Check("queue", signs.queue, "low", watch=0.6, bad=0.9, step=500,
+          rule="the loss over the queue is no more than 0.6 nats over what the loss in the batch explains (0.9: BAD)",
           meaning="the queue holds the right answer as a wrong one: the batch is queued before its loss, ids are not "
                   "masked, or the data repeat images under other ids",
           remedy="`bitgen data check` for duplicates; loss.queue 0 or smaller than the number of images"),

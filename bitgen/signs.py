@@ -218,8 +218,8 @@ def queue(history: list[Row], facts: Facts) -> Seen | None:
     If queued negatives are like those of the batch, the odds of a wrong answer grow with their number: from a loss in
     the batch of ln(1 + o) and r times as many candidates follows about ln(1 + r o). A queue that holds the positive
     itself d times as a negative cannot fall under ln(1 + d), however well the batch is told apart, unless keys betray
-    their age. The first BitGen's 4.85 had this cause too: ln(1 + 4096 / 32) with 32 pairs in 4096 slots. Keys that lag
-    behind fast learning cost up to a nat as well, so that one false negative an image is not seen here.
+    their age. The first BitGen's 4.85 had this cause too: ln(1 + 4096 / 32) with 32 pairs in 4096 slots. A single false
+    negative an image, ln 2, is too little to be seen here.
     """
     full = max((row.get("queue_size", 0) for row in history), default=0)
     names = ("itc", "itc_batch", "itc_chance", "t2i_chance")
