@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test tensorboard lab bench lint clean
+.PHONY: help demo app test tensorboard notebooks lab bench lint clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 20
@@ -20,14 +20,17 @@ demo: $(VENV)/with-core ## render scenes, train on them, evaluate on unseen ones
 app: $(VENV)/with-app,index ## search and look inside what make demo trained, in the browser
 	$(RUN) -m bitgen app
 
-test: $(VENV)/with-dev,viz,data,app,index $(VENV)/browser ## the whole test suite, with a real browser
+test: $(VENV)/with-dev,viz,data,app,index,notebooks $(VENV)/browser ## the whole test suite, with a real browser
 	$(RUN) -m pytest -q
 
 tensorboard: $(VENV)/with-core ## the curves of every run under runs/
 	$(RUN) -m tensorboard.main --logdir runs
 
-lab: $(VENV)/with-notebooks,viz,data ## JupyterLab, with the library importable
-	$(RUN) -m jupyterlab
+notebooks: $(VENV)/with-notebooks,viz,data ## run the notebooks from top to bottom and keep what they print
+	$(RUN) notebooks/execute.py
+
+lab: $(VENV)/with-notebooks,lab,viz,data ## JupyterLab on the notebooks, with the library importable
+	$(RUN) -m jupyterlab notebooks
 
 bench: $(VENV)/with-core ## what each part of the model is worth, a quick pass
 	$(RUN) benchmarks/ablate.py
@@ -46,7 +49,7 @@ $(VENV)/with-%: pyproject.toml constraints.txt $(RUN)
 
 # A browser for the app's tests: an installed Chromium, else Debian's (as root), else Playwright's own. Where none can be
 # had, those tests are skipped, and the summary says so.
-$(VENV)/browser: $(RUN) | $(VENV)/with-dev,viz,data,app,index
+$(VENV)/browser: $(RUN) | $(VENV)/with-dev,viz,data,app,index,notebooks
 	@for name in chromium chromium-browser google-chrome; do command -v $$name && break; done >$@ \
 	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
 	     && apt-get install -y -qq --no-install-recommends chromium >/dev/null && command -v chromium >$@; } \
