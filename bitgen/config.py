@@ -24,7 +24,7 @@ class VisionConfig:
     """The vision tower: any transformers vision encoder with patch tokens."""
 
     name: str = "dinov2-nano"
-    """Built-in tower: dinov2-nano (0.6 M, from scratch), dinov2-small (22 M) or dinov2-base (86 M)."""
+    """Built-in tower: dinov2-nano (0.8 M, from scratch), dinov2-small (22 M) or dinov2-base (86 M)."""
     pretrained: str | None = None
     """Folder or Hub id of a transformers vision encoder to start from; replaces `name`."""
     trainable: Literal["all", "none"] | int = "all"
@@ -147,6 +147,8 @@ class OptimConfig:
     """Peak learning rate of everything but the vision tower (guide: 2e-4)."""
     vision_lr: float | None = None
     """Peak learning rate of the vision tower; `lr` where not given."""
+    decoder_lr: float | None = None
+    """Peak learning rate of the text decoder, which takes a higher one than the contrast; `lr` where not given."""
     weight_decay: float = 0.02
     """AdamW weight decay; none on norms, biases, gates and embeddings (guide: 0.02)."""
     betas: tuple[float, float] = (0.9, 0.98)

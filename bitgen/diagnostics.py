@@ -7,6 +7,7 @@ B images, N captions. Nothing here changes the model, its gradients or the rando
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bitgen.config import LossConfig
+from bitgen.config import LossConfig, OptimConfig, from_dict
 from bitgen.data import Batch, Collator
 from bitgen.images import normalise
 from bitgen.model import BitGen
@@ -112,18 +113,14 @@ def checkpoint_update_ratios(model: BitGen, folder: str | Path) -> dict[str, flo
     if file is None:
         return {}
     saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["optimizer"]
-    groups = parameter_groups(model, 1.0, _vision_rate(saved), 1.0)
+    run = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))
+    groups = parameter_groups(model, from_dict(OptimConfig, run["optim"]))
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved["param_groups"]]:
         raise ValueError(f"{file}: its optimizer belongs to another model than config.json beside it")
     state = {parameter: saved["state"].get(number, {}) for group, old in zip(groups, saved["param_groups"])
              for parameter, number in zip(group["params"], old["params"])}
     groups = [old | {"params": group["params"]} for group, old in zip(groups, saved["param_groups"])]
     return update_ratios(list(model.named_parameters()), groups, state)
-
-
-def _vision_rate(saved: dict) -> float | None:
-    """Any rate that divides parameters into as many groups as were saved: two rates make four groups, one makes two."""
-    return 0.5 if len(saved["param_groups"]) > 2 else None
 
 
 # Activations --------------------------------------------------------------------------------------------

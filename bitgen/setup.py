@@ -46,6 +46,4 @@ def make_model(config: Config, tokenizer: Tokenizer, resume_from: Path | None) -
 
 def make_optimizer(model: BitGen, config: Config) -> torch.optim.AdamW:
     """AdamW, its groups at their peak rates."""
-    optim = config.optim
-    groups = parameter_groups(model, optim.lr, optim.vision_lr, optim.weight_decay)
-    return torch.optim.AdamW(groups, betas=optim.betas, fused=True)
+    return torch.optim.AdamW(parameter_groups(model, config.optim), betas=config.optim.betas, fused=True)

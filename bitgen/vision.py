@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 DINOV2 = {"model_type": "dinov2", "patch_size": 14}
-TOWERS = {  # 0.6 M, 22 M and 86 M parameters; the last two have the sizes of the published DINOv2
+TOWERS = {  # 0.8 M, 22 M and 86 M parameters; the last two have the sizes of the published DINOv2
     "dinov2-nano": DINOV2 | {"patch_size": 8, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-                             "mlp_ratio": 2, "initializer_range": 0.09},
+                             "mlp_ratio": 4, "initializer_range": 0.12},
     "dinov2-small": DINOV2 | {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
     "dinov2-base": DINOV2 | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }

@@ -1,6 +1,8 @@
 """Numbers of network, slots and mistakes: against slow formulas, bad for a bad model, and nothing is moved."""
 
 import copy
+import dataclasses
+import json
 import math
 
 import pytest
@@ -12,7 +14,7 @@ from bitgen import attention as A
 from bitgen import diagnostics as D
 from bitgen import mistakes as M
 from bitgen import slots as S
-from bitgen.config import LossConfig
+from bitgen.config import LossConfig, OptimConfig
 from bitgen.evaluate import Gallery
 from bitgen.objective import Objective
 from bitgen.optimizer import parameter_groups
@@ -71,7 +73,7 @@ def test_gradient_table_is_what_backward_leaves(model):
 @pytest.mark.parametrize("vision_lr", [None, 3e-4])
 def test_update_ratios_are_what_the_step_did(vision_lr):
     model = tiny_model()
-    groups = parameter_groups(model, 1e-3, vision_lr, 0.02)
+    groups = parameter_groups(model, OptimConfig(lr=1e-3, vision_lr=vision_lr))
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     objective = Objective(model, LossConfig(queue=0, momentum=0.0))
     for seed in range(3):
@@ -89,7 +91,9 @@ def test_update_ratios_are_what_the_step_did(vision_lr):
 def test_a_checkpoint_tells_its_last_update(tmp_path):
     model = tiny_model()
     assert D.checkpoint_update_ratios(model, tmp_path) == {}
-    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 3e-4, 0.02))
+    config = OptimConfig(lr=1e-3, vision_lr=3e-4, decoder_lr=2e-3)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config))
+    (tmp_path / "run.json").write_text(json.dumps({"optim": dataclasses.asdict(config)}), encoding="utf-8")
     Objective(model, LossConfig(queue=0, momentum=0.0))(tiny_batch())[0]["total"].backward()
     optimizer.step()
     torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "checkpoint-1.pt")

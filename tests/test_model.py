@@ -11,7 +11,7 @@ from conftest import TOWER, WORDS, tiny_batch, tiny_model
 from safetensors.torch import load_file
 
 from bitgen.config import ModelConfig, VisionConfig, load_preset
-from bitgen.model import MAX_LOGIT_SCALE, BitGen
+from bitgen.model import MAX_LOGIT_SCALE, BitGen, grid_positions
 from bitgen.vision import VisionTower, resolve_tower
 
 
@@ -341,3 +341,22 @@ def test_a_caption_longer_than_the_positions_is_refused():
     ids = torch.zeros(1, 17, dtype=torch.int64)
     with pytest.raises(ValueError, match="17 tokens.*16"):
         tiny_model().encode_text(ids, torch.ones_like(ids))
+
+
+def test_places_are_waves_over_the_grid_for_fusion_and_decoder_alone():
+    table = grid_positions(64, 128)
+    assert table.shape == (64, 128) and table.std().item() == pytest.approx(3 ** -0.5, rel=1e-3)
+    assert grid_positions(4, 30).shape == (4, 30)                    # any width, any square grid
+    rows, columns = table.unflatten(0, (8, 8)).split(64, -1)
+    assert rows.std(1).max() < 1e-6 and columns.std(0).max() < 1e-6  # one half tells the row, the other the column
+    nearest = torch.cdist(table, table).fill_diagonal_(9.0).argmin(1)
+    apart = torch.stack([nearest // 8 - torch.arange(64) // 8, nearest % 8 - torch.arange(64) % 8]).abs().sum(0)
+    assert apart.max() == 1                                          # the nearest code is a neighbour's
+    model = tiny_model().eval()
+    pixels = torch.rand(2, 3, model.vision.image_size, model.vision.image_size)
+    with torch.no_grad():
+        before = model.image_tokens(pixels)
+        model.patch_position.weight.add_(1.0)
+        after = model.image_tokens(pixels)
+    assert torch.equal(before.feature, after.feature) and torch.equal(before.tokens[:, 0], after.tokens[:, 0])
+    assert (after.tokens[:, 1:] - before.tokens[:, 1:]).sub(1).abs().max() < 1e-5

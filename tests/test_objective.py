@@ -328,7 +328,7 @@ def test_an_image_whose_two_captions_are_equal_is_not_written():
 
 ENCODERS = {"vision", "project", "norm_image", "text"}
 CONTRAST = {"itc_image", "itc_text", "logit_scale"}
-FUSED = {"fusion_image", "fusion_text", "fusion"}
+FUSED = {"fusion_image", "fusion_text", "fusion", "patch_position"}
 READ = {"memory.addressing", "memory.prior_mean", "memory.log_prior_precision"}
 TAUGHT = {
     "itc": ENCODERS | CONTRAST,

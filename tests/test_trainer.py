@@ -12,7 +12,8 @@ import torch
 
 from bitgen import checkpoint
 from bitgen.cli import main, parse_config
-from bitgen.config import Config, load_preset
+from bitgen.config import Config, OptimConfig, load_preset
+from bitgen.dataset import SCENES
 from bitgen.exits import Stop
 from bitgen.hub import load
 from bitgen.logs import read_metrics
@@ -27,6 +28,14 @@ TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", 
 
 def config(folder, *changes):
     return parse_config([*TINY, "--output-dir", str(folder), *changes])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """100 scenes to validate on: with 500, validation takes most of a short run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SCENES, "val", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +138,7 @@ def test_training_learns_to_tell_images_apart(tmp_path):
                 "--validate-every", "60", "--data.scenes-train", "512", "--optim.batch-size", "32",
                 "--log-every", "20", "--loss.momentum", "0.9"]
     found = Trainer(config(tmp_path, *settings)).fit()
-    assert found["t2i_r10"] > 3 * found["chance_t2i_r10"]
+    assert found["t2i_r10"] > 2 * found["chance_t2i_r10"]
     assert found["text_nll"] < 0.6 * math.log(512)
 
 
@@ -185,16 +194,16 @@ def test_accumulated_batches_make_one_step(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_no_decay_on_norms_biases_gates_embeddings_and_two_rates():
+def test_no_decay_on_norms_biases_gates_embeddings_and_three_rates():
     from conftest import tiny_model
 
     model = tiny_model()
-    groups = parameter_groups(model, lr=1.0, vision_lr=0.1, weight_decay=0.02)
+    groups = parameter_groups(model, OptimConfig(lr=1.0, vision_lr=0.1, decoder_lr=2.0, weight_decay=0.02))
     names = {id(p): name for name, p in model.named_parameters()}
     for group in groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            assert group["lr"] == (0.1 if name.startswith("vision.") else 1.0)
+            assert group["lr"] == {"vision": 0.1, "decoder": 2.0}.get(name.split(".")[0], 1.0)
             plain = parameter.ndim < 2 or "embedding" in name or "position" in name or "prior_mean" in name
             assert (group["weight_decay"] == 0) == plain, name
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
@@ -253,8 +262,8 @@ def test_evaluation_of_a_run_writes_flat_numbers_and_a_picture(run, tmp_path, ca
     assert main(["evaluate", str(run), "--data", "scenes", "--split", "val", "--rerank", "4", "--json", str(result),
                  "--picture", str(tmp_path / "picture.png")]) == 0
     report = json.loads(result.read_text())
-    assert report["images"] == 500 and report["captions"] == 2500
-    assert report["t2i_r1"] < 0.1 and report["chance_t2i_r1"] == pytest.approx(1 / 500)
+    assert report["images"] == 100 and report["captions"] == 500
+    assert report["t2i_r1"] < 0.2 and report["chance_t2i_r1"] == pytest.approx(1 / 100)
     assert {"i2t_median_rank", "rerank_t2i_r10", "chance_i2t_r5", "caption_attributes"} <= report.keys()
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert "chance" in capsys.readouterr().out
