@@ -39,7 +39,7 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, small):
     """A finished run of six steps, with all its pictures."""
     folder = tmp_path_factory.mktemp("run")
     Trainer(config(folder)).fit()
