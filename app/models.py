@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from bitgen.download import Commit
 from bitgen.hub import load
 from bitgen.model import BitGen
 from bitgen.processing import Processor
@@ -130,14 +131,8 @@ class Models:
         if choice.source in self.runs:
             names = [path.name for path in Path(choice.source).iterdir() if path.is_dir()]
         else:
-            from huggingface_hub import HfApi
-            from huggingface_hub.errors import HfHubHTTPError
-
-            try:
-                names = HfApi().list_repo_files(choice.source, revision=choice.revision)
-            except (HfHubHTTPError, OSError) as error:
-                raise ValueError(f"{choice.source}: the Hub does not list it: {error}") from None
-        numbers = {int(match[1]) for name in names if (match := CHECKPOINT.fullmatch(name.partition("/")[0]))}
+            names = Commit.at(choice.source, choice.revision).listing()[1]
+        numbers = {int(match[1]) for name in names if (match := CHECKPOINT.fullmatch(name))}
         return [f"checkpoint-{number}" for number in sorted(numbers, reverse=True)]
 
     @staticmethod

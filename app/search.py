@@ -148,7 +148,8 @@ def summary(answer: Answer) -> str:
     """One line about an answer: what was searched, how fast, and what chance would do."""
     if not answer.hits:
         return "Nothing passes the filters." if answer.wish.where else "Nothing is this similar."
-    parts = [f"{answer.searched:,} pictures in {1000 * answer.seconds:.0f} ms",
+    pictures = "picture" if answer.searched == 1 else "pictures"
+    parts = [f"{answer.searched:,} {pictures} in {1000 * answer.seconds:.0f} ms",
              f"best {max(hit.score for hit in answer.hits):.2f}, a random one {answer.typical:.2f}"]
     if answer.rank is not None:
         parts.append(f"the right one at rank {answer.rank:,}, by chance at {answer.chance:,.0f}")

@@ -19,7 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="NO BROWSER TESTS
 
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 PATIENCE = 90_000  # milliseconds: a guard against hanging, not a promise
-LOOKS = [(1440, "light"), (390, "dark"), (390, "light"), (1440, "dark")]
+LOOKS = [(1440, "light"), (390, "dark")]
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 
 
@@ -89,7 +89,7 @@ def visit(browser, request):
 
 def settle(page, name):
     """Nothing moves any more: take the picture, and see that the page does not scroll sideways."""
-    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(300)  # transitions end; the stream of events never does
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
     wide, window = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
@@ -131,8 +131,8 @@ def test_results_become_queries_and_the_other_way_round(visit, address):
     page = visit(address)
     page.locator("#results .thumbnail-item").first.wait_for()
     page.locator("#examples button").nth(1).click()
-    page.wait_for_function("document.querySelector('#words textarea').value == "
-                           "document.querySelectorAll('#examples button')[1].innerText.trim()")
+    page.wait_for_function("document.querySelector('#words textarea').value.startsWith("
+                           "document.querySelectorAll('#examples button')[1].innerText.trim().replace('...', ''))")
     page.locator("#results .thumbnail-item").nth(4).click()
     page.click("#described")
     page.wait_for_selector("#captions td")
@@ -158,7 +158,7 @@ def test_models_galleries_and_own_pictures_can_be_changed(visit, address, place)
     page.get_by_role("button", name="Model and gallery").click()
     page.get_by_label("Revision").click()
     page.get_by_label("Run or Hub id").click()                          # leaving a field lists the checkpoints
-    page.get_by_text("1 checkpoints beside").wait_for()
+    page.get_by_text("beside the newest weights: 1").wait_for()
     page.get_by_label("Checkpoint", exact=True).click()
     page.get_by_role("option", name="checkpoint-7").click()
     page.get_by_role("button", name="Load", exact=True).click()
@@ -194,7 +194,7 @@ def test_nothing_typed_becomes_part_of_the_page(visit, address):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("width, theme", LOOKS[:2])
+@pytest.mark.parametrize("width, theme", LOOKS)
 def test_without_a_model_the_page_says_what_to_do(visit, tmp_path, monkeypatch, width, theme):
     monkeypatch.chdir(tmp_path)  # there are no runs here
     for address in served():

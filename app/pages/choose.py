@@ -18,30 +18,34 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
     """The panel. Loading runs in a queue of its own; what was chosen before is in the browser's own storage."""
     bench = shell.bench
     start = bench.start
+    local = bench.models.checkpoints(start.choice) if start and start.choice.source in bench.models.runs else []
     with gr.Accordion("Model and gallery", open=start is None, elem_id="choose"):
         with gr.Row(equal_height=True):
-            source = gr.Dropdown(bench.models.runs, value=start.choice.source if start else None,
+            source = gr.Dropdown(short(bench.models.runs), value=start.choice.source if start else None,
                                  allow_custom_value=True, label="Run or Hub id",
-                                 info="A run of this computer, or ORG/NAME on the Hugging Face Hub", scale=3)
-            revision = gr.Textbox(label="Revision", info="Branch, tag or commit on the Hub", max_length=200, scale=2)
-            checkpoint = gr.Dropdown([NEWEST], value=NEWEST, label="Checkpoint", info="Saved while it trained", scale=2)
-            gallery = gr.Dropdown(bench.gallery_names, value=start.gallery if start else bench.gallery_names[0],
-                                  label="Gallery", info="The pictures that are searched", scale=2)
+                                 info="A run of this computer, or ORG/NAME on the Hugging Face Hub", scale=3,
+                                 min_width=240)
+            revision = gr.Textbox(label="Revision", info="Branch, tag or commit on the Hub", max_length=200, scale=2,
+                                  min_width=240)
+            checkpoint = gr.Dropdown([NEWEST, *local], value=NEWEST, label="Checkpoint", info="Saved while it trained",
+                                     scale=2, min_width=240)
+            gallery = gr.Dropdown(short(bench.gallery_names), value=start.gallery if start else bench.gallery_names[0],
+                                  label="Gallery", info="The pictures that are searched", scale=2, min_width=240)
         with gr.Row():
             load = gr.Button("Load", variant="primary", scale=0, min_width=120)
             note = gr.Markdown(elem_classes="quiet")
         with gr.Accordion("Search your own pictures", open=False):
             files = gr.File(file_count="multiple", file_types=["image"], label="Pictures",
                             elem_id="upload", height=140)
-            gr.Markdown(f"Up to {limits.FILES} JPEG, PNG, WebP, GIF or BMP files of at most 20 MB. They stay in this "
-                        "server's memory, are seen by nobody else, and are forgotten an hour after you leave.",
+            gr.Markdown(f"Up to {limits.FILES} JPEG, PNG, WebP, GIF or BMP files of at most 20 MB. They stay on this "
+                        "server, are seen by nobody else, and are forgotten an hour after you leave.",
                         elem_classes="quiet")
             refused = gr.Textbox(label="Files that were left out", visible=False, interactive=False, lines=3)
 
     def checkpoints(source, revision):
         choice = bench.models.choose(source, None, revision)
         names = bench.models.checkpoints(choice)
-        return gr.Dropdown([NEWEST, *names], value=NEWEST), f"{len(names)} checkpoints beside the newest weights"
+        return gr.Dropdown([NEWEST, *names], value=NEWEST), f"Checkpoints beside the newest weights: {len(names)}"
 
     def chosen(source, revision, checkpoint, gallery):
         return View(bench.models.choose(source, None if checkpoint == NEWEST else checkpoint, revision), gallery)
@@ -64,7 +68,7 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
 
     def remembered(names):
         known = [name for name in names or [] if isinstance(name, str) and name not in bench.models.runs]
-        return gr.Dropdown([*bench.models.runs, *known[:8]])
+        return gr.Dropdown([*short(bench.models.runs), *known[:8]])
 
     for event in (source.input, revision.blur):
         event(plain(checkpoints), [source, revision], [checkpoint, note], show_progress="hidden", **LOAD)
@@ -79,4 +83,10 @@ def heading(bench, view: View) -> str:
     """The line under the title: which model, which gallery, how large."""
     pictures = len(bench.gallery(view))
     name = "your pictures" if view.gallery.startswith("upload-") else Path(view.gallery).name
-    return f"`{view.choice.title}` on `{name}` · {pictures:,} pictures"
+    return f"`{view.choice.title}` on `{name}` · {pictures:,} {'picture' if pictures == 1 else 'pictures'}"
+
+
+def short(names: list[str]) -> list[tuple[str, str]]:
+    """Paths to choose from, shown by their last part where that tells them apart."""
+    last = [Path(name).name for name in names]
+    return [(part if last.count(part) == 1 else name, name) for part, name in zip(last, names)]

@@ -1,0 +1,137 @@
+"""The app under load: from start to answering, latency over HTTP by number of clients, and who gets whose results.
+
+    python benchmarks/app_load.py runs/scenes --images 5000 --clients 1 8 32 96
+
+Draws a gallery of test scenes, serves it as `bitgen app` does, in a process of its own, and asks `/search` by words
+from K clients at once; each waits for its answer before it asks again. "Refused" is the server's own 503: its queue is
+full. At the end visitors ask for two checkpoints at once, and each answer is held against what that checkpoint answers
+alone. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from app.models import Choice, Models
+from bitgen.images import picture
+from bitgen.scenes import render
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="run folder with at least one checkpoint-N")
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 96])
+    parser.add_argument("--seconds", type=float, default=20)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        captions = draw(Path(folder), options.images)
+        for attempt in ("first start, the gallery is encoded", "second start"):
+            with Server(options.run, folder) as server:
+                print(f"{attempt}: first answer after {server.seconds:.1f} s", flush=True)
+        with Server(options.run, folder) as server:
+            print(f"\n{options.images} images, {os.cpu_count()} cores, {options.seconds:.0f} s each\n\n"
+                  "| clients | answers a second | p50 s | p95 s | refused | errors |\n|---|---|---|---|---|---|")
+            for clients in options.clients:
+                print(row(server, clients, options.seconds, captions), flush=True)
+            print(f"\n{visitors(server, options.run, captions)}")
+
+
+def draw(folder: Path, images: int) -> list[str]:
+    """The pictures as files; returns a caption of each."""
+    scenes = render("test", images)
+    for i in range(images):
+        picture(scenes.pixels, i).save(folder / f"{i:05}.png")
+    return [lines[0] for lines in scenes.captions]
+
+
+class Server:
+    """The app in a process of its own, from its start until it has answered once."""
+
+    def __init__(self, run: str, gallery: str):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/gradio_api/call/search"
+        self.command = [sys.executable, "-m", "bitgen", "app", run, "--gallery", gallery, "--port", str(port)]
+        self.http = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=256))
+
+    def __enter__(self) -> Server:
+        started = time.monotonic()
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        while time.monotonic() < started + 600 and self.process.poll() is None:
+            try:
+                if self.ask("a red ring")[0] == "answered":
+                    self.seconds = time.monotonic() - started
+                    return self
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise SystemExit("the app did not start")
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+    def ask(self, words: str, checkpoint: str = "") -> tuple[str, list]:
+        """(answered, refused or error; the hits) of one search."""
+        data = [words, "", "images", 12, False, "", checkpoint]
+        joined = self.http.post(self.url, json={"data": data})
+        if joined.status_code == 503:
+            return "refused", []
+        if joined.status_code != 200:
+            return "error", []
+        events = self.http.get(f"{self.url}/{joined.json()['event_id']}").text
+        if "event: complete" not in events:
+            return "error", []
+        return "answered", json.loads(events.rpartition("data: ")[2])[0]
+
+
+def row(server: Server, clients: int, seconds: float, captions: list[str]) -> str:
+    """A line of the table."""
+    until = time.monotonic() + seconds
+
+    def client(number: int) -> list[tuple[str, float]]:
+        seen = []
+        while time.monotonic() < until:
+            started = time.monotonic()
+            state, _ = server.ask(captions[(number + 97 * len(seen)) % len(captions)])
+            seen.append((state, time.monotonic() - started))
+            if state == "refused":
+                time.sleep(0.5)  # as a polite client does
+        return seen
+
+    with ThreadPoolExecutor(clients) as pool:
+        seen = [one for each in pool.map(client, range(clients)) for one in each]
+    waited = np.array([waited for state, waited in seen if state == "answered"])
+    count = {state: sum(one == state for one, _ in seen) for state in ("refused", "error")}
+    return (f"| {clients} | {len(waited) / seconds:.1f} | {np.quantile(waited, 0.5):.3f} | "
+            f"{np.quantile(waited, 0.95):.3f} | {count['refused']} | {count['error']} |")
+
+
+def visitors(server: Server, run: str, captions: list[str], questions: int = 500) -> str:
+    """Two checkpoints asked at once: how many answers are the asked one's own."""
+    names = ["", Models([run]).checkpoints(Choice(run))[-1]]
+    asked = [(captions[i % 50], names[i // 50 % 2]) for i in range(questions)]
+    alone = {one: server.ask(*one) for one in dict.fromkeys(asked)}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda one: server.ask(*one), asked))
+    right = sum(answer == alone[one] and answer[0] == "answered" for one, answer in zip(asked, found))
+    differ = sum(alone[words, names[0]] != alone[words, names[1]] for words in captions[:50])
+    return (f"two checkpoints at once: {right} of {questions} answers are the asked one's own; "
+            f"{differ} of 50 queries tell them apart")
+
+
+if __name__ == "__main__":
+    main()
