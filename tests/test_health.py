@@ -372,11 +372,12 @@ def benchmark():
     return module
 
 
-FEW = {"data": {"scenes_train": 256}, "vision": {"image_size": 32}, "optim": {"max_steps": 40, "batch_size": 16}}
+FEW = {"data": {"scenes_train": 256}, "vision": {"image_size": 32}, "optim": {"max_steps": 30, "batch_size": 16}}
 
 
 @pytest.mark.parametrize("kind", ["frozen random tower", "lr x 100", "healthy"])
-def test_really_broken_runs_are_seen_and_a_healthy_one_is_not_called_bad(benchmark, kind, tmp_path):
+def test_really_broken_runs_are_seen_and_a_healthy_one_is_not_called_bad(benchmark, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark.Trainer, "_validated", lambda self: False)   # not needed here, and slow
     found = benchmark.run(kind, 0, tmp_path, FEW)
     expected = benchmark.KINDS[kind].check
     if expected is None:
@@ -384,7 +385,7 @@ def test_really_broken_runs_are_seen_and_a_healthy_one_is_not_called_bad(benchma
         written = {v.check: v for v in diagnose(read_history(tmp_path), read_facts(tmp_path))}
         assert written["vision tower"].judged and written["gradient"].judged
     else:
-        assert expected in found.bad and found.since <= 40
+        assert expected in found.bad and found.since <= 30
 
 
 def test_the_table_is_sound():
