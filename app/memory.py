@@ -1,0 +1,343 @@
+"""The Memory tab's callbacks: look into the slots; write facts, read them back, forget and undo. No gradio.
+
+What a visitor writes is a list of facts in the visitor's own session (`Edits`); the model that all visitors share is
+only read. The memory of a session is its prior with the session's facts written one after the other: so what is
+forgotten or undone leaves no trace, to the bit. K slots, D width, n facts or pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import weakref
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from app import limits, search
+from app.bench import Bench
+from app.gallery import Gallery
+from app.models import Choice, Loaded, View
+from bitgen import slots as slots_module
+from bitgen.memory import Belief
+from bitgen.model import BitGen, Encoded
+from bitgen.slots import Facts, mass
+
+FACTS = 48
+"""Facts of a session."""
+UNDO = 32
+"""Steps that can be undone."""
+WORDS = 300
+"""Characters of a fact's words."""
+KNOWN = 200  # pictures of the gallery that tell what a slot stands for
+BATCH = 50
+OFTEN, SELDOM = 0.9, 0.05  # a word that is said of more, or of fewer of the pictures, tells nothing about a slot
+WAYS = {"usage": "Usage in training", "norm": "Norm of its content", "address": "Address of the query",
+        "age": "Age of the last write"}
+
+
+class Fact(NamedTuple):
+    """A picture with words, as it is written."""
+
+    text: str
+    key: Tensor
+    """(D,), halfway between picture and words."""
+    image: Tensor
+    """(D,), the picture's feature alone: what it is read back with."""
+    value: Tensor
+    """(D,)."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What a visitor wrote into the memory of one checkpoint; never changed, only replaced."""
+
+    choice: Choice | None = None
+    facts: tuple[Fact, ...] = ()
+    past: tuple[tuple[Fact, ...], ...] = ()
+    """The facts before each of the last steps."""
+
+    def then(self, facts: tuple[Fact, ...]) -> Edits:
+        """The next step."""
+        return replace(self, facts=facts, past=(*self.past, self.facts)[-UNDO:])
+
+
+class Known(NamedTuple):
+    """Pictures of a gallery with their first captions, as the memory would hold them."""
+
+    names: list[str]
+    texts: list[str]
+    facts: Facts
+
+
+class Slots(NamedTuple):
+    """One number a slot (K,); NaN where it is not known."""
+
+    usage: np.ndarray
+    """Share of the address mass in the last training steps."""
+    norm: np.ndarray
+    """Length of what the slot holds, less the mean over slots."""
+    address: np.ndarray
+    """Share of the query's address mass."""
+    age: np.ndarray
+    """Writes of this session since the slot last took more than the uniform share of one."""
+
+
+class Told(NamedTuple):
+    """What the model makes of a picture with one state of the memory."""
+
+    caption: str
+    variance: float
+    """Of the reading, noise included: how unsure the memory is."""
+    recalled: list[tuple[str, str, float]]
+    """(where it is from, words, cosine less the mean), the nearest first."""
+
+
+# Editing --------------------------------------------------------------------------------------------------
+
+
+def of(view: View | None, edits: Edits) -> Edits:
+    """The edits as far as they belong to the checkpoint of this view: another one starts with none."""
+    return edits if view is not None and edits.choice == view.choice else Edits(view.choice if view else None)
+
+
+def write(bench: Bench, view: View, edits: Edits, file: str | None, text: str) -> Edits:
+    """The edits with one more fact: a picture, given as a file, with words.
+
+    Raises `ValueError` for a missing picture, no or too many words, a full session, and numbers that are not finite.
+    """
+    loaded, edits, text = _with_memory(bench, view), of(view, edits), limits.text(text, "words")
+    if not file:
+        raise ValueError("give the picture that the words are about")
+    if not text:
+        raise ValueError("type the words that the memory should keep with the picture")
+    if len(text) > WORDS:
+        raise ValueError(f"words: {len(text)} characters; a fact has at most {WORDS}")
+    if len(edits.facts) >= FACTS:
+        raise ValueError(f"{FACTS} facts are written, which is as many as a session may have: forget one first")
+    key, image, value = (row[0] for row in _encoded(loaded, [file], [text]))
+    if not all(torch.isfinite(x).all() for x in (key, image, value)):
+        raise ValueError("the model's numbers for this fact are not finite: nothing was written")
+    return edits.then((*edits.facts, Fact(text, key, image, value)))
+
+
+def forget(view: View, edits: Edits, number: int) -> Edits:
+    """The edits without fact `number`, counted from 1. Raises `ValueError` where there is no such fact."""
+    edits = of(view, edits)
+    if not edits.facts:
+        raise ValueError("nothing is written, so nothing can be forgotten")
+    if number is None:
+        raise ValueError("choose the fact to forget")
+    place = limits.whole(number, "number of the fact", 1, len(edits.facts)) - 1
+    if place + 1 != number:
+        raise ValueError(f"number of the fact: expected a whole number, got {number!r}")
+    return edits.then(edits.facts[:place] + edits.facts[place + 1:])
+
+
+def undo(view: View, edits: Edits) -> Edits:
+    """The edits before the last step. Raises `ValueError` where there was none."""
+    edits = of(view, edits)
+    if not edits.past:
+        raise ValueError("there is nothing to undo")
+    return replace(edits, facts=edits.past[-1], past=edits.past[:-1])
+
+
+@torch.no_grad()
+def belief(model: BitGen, edits: Edits) -> Belief:
+    """What the memory holds: its prior with the facts written in their order."""
+    held = model.memory.prior()
+    for fact in edits.facts:
+        held = model.memory.write(held, fact.key[None], fact.value[None])
+    return held
+
+
+@torch.no_grad()
+def download(bench: Bench, view: View, edits: Edits) -> bytes:
+    """The edited memory as safetensors, under the names that it has in a checkpoint, its facts' words in the header.
+
+    Put into a model, `memory.persistent()` is what the session's memory holds.
+    """
+    from safetensors.torch import save
+
+    model, edits = _with_memory(bench, view).model, of(view, edits)
+    state = {f"memory.{name}": tensor.detach().clone() for name, tensor in model.memory.state_dict().items()}
+    written = belief(model, edits) - model.memory.prior()
+    state |= {"memory.written_precision": written.precision, "memory.written_information": written.information}
+    words = json.dumps([fact.text for fact in edits.facts])
+    return save({name: x.contiguous() for name, x in state.items()},
+                {"format": "pt", "facts": words, "checkpoint": view.choice.title})
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def tell(bench: Bench, view: View, edits: Edits, file: str | None, top: int = 5) -> tuple[Told, Told]:
+    """What the model makes of a picture before and after this session's edits. Raises `ValueError` for no picture."""
+    loaded, edits = _with_memory(bench, view), of(view, edits)
+    if not file:
+        raise ValueError("give a picture to ask about")
+    pixels = loaded.processor(images=[file])["pixel_values"]
+    known, model = known_of(bench, view), loaded.model
+    feature = model.encode_image(pixels)
+    sides = []
+    for state, facts in ((model.memory.prior(), ()), (belief(model, edits), edits.facts)):
+        reading = model.memory.read(state, feature)
+        sides.append(Told(model.caption(pixels, belief=state)[0], float(reading.variance[0]),
+                          _nearest(reading.mean, facts, known, top)))
+    return sides[0], sides[1]
+
+
+@torch.no_grad()
+def read_back(bench: Bench, view: View, edits: Edits) -> list[tuple[str, int, float, float]]:
+    """Each fact read with its picture alone: (words, its rank among the facts, variance before, variance now)."""
+    model, edits = _with_memory(bench, view).model, of(view, edits)
+    if not edits.facts:
+        return []
+    images, values = (torch.stack([getattr(fact, name) for fact in edits.facts]) for name in ("image", "value"))
+    before = model.memory.read(model.memory.prior(), images).variance
+    reading = model.memory.read(belief(model, edits), images)
+    centre = values.mean(0) if len(values) > 1 else torch.zeros_like(values[0])
+    cosines = _unit(reading.mean - centre) @ _unit(values - centre).T
+    ranks = 1 + (cosines > cosines.diagonal()[:, None]).sum(1)
+    rows = zip(edits.facts, ranks.tolist(), before.tolist(), reading.variance.tolist())
+    return [(fact.text, *row) for fact, *row in rows]
+
+
+def summary(rows: list[tuple[str, int, float, float]]) -> str:
+    """One line about what `read_back` found."""
+    if not rows:
+        return "Nothing is written in this session: what you see is the model's prior."
+    first = sum(row[1] == 1 for row in rows)
+    return (f"{len(rows)} written, {first} come back first when their picture is shown (by chance 1 would) · "
+            f"unsure {np.mean([row[3] for row in rows]):.3f} now, {np.mean([row[2] for row in rows]):.3f} before")
+
+
+# Slots ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def slots(bench: Bench, view: View, edits: Edits, query: search.Query | None = None) -> Slots:
+    """Usage, norm, address of the query and age of every slot."""
+    model, edits = _with_memory(bench, view).model, of(view, edits)
+    memory = model.memory
+    held = belief(model, edits).mean()
+    unknown = torch.full((memory.slots,), torch.nan)
+    asked, age = unknown, unknown.clone()
+    if query is not None and (query.words or query.pictured):
+        asked = mass(memory.address(torch.from_numpy(search.query_feature(bench.gallery(view), query))))[0]
+    for ago, fact in enumerate(reversed(edits.facts)):
+        touched = mass(memory.address(fact.key[None]))[0] > 1 / memory.slots
+        age[touched & age.isnan()] = ago
+    return Slots(*(x.float().cpu().numpy() for x in (memory.usage, (held - held.mean(0)).norm(dim=1), asked, age)))
+
+
+def stands_for(bench: Bench, view: View, slot: int, top: int = 6) -> tuple[list[tuple[str, str, float]], list[str]]:
+    """What a slot stands for: the gallery's pictures that use it most, and the words said of them above others.
+
+    Returns (id, caption, share of the picture's address mass) and words with how many times more mass their pictures
+    put on the slot. Both are empty for a gallery without captions. Raises `ValueError` where there is no such slot.
+    """
+    memory = _with_memory(bench, view).model.memory
+    slot, known = limits.whole(slot, "slot", 0, memory.slots - 1), known_of(bench, view)
+    if not known.names:
+        return [], []
+    with torch.no_grad():
+        address = memory.address(known.facts.key)
+    shares = mass(address)[:, slot]
+    found = [(known.names[i], known.texts[i], float(shares[i])) for i in shares.argsort(descending=True)[:top].tolist()]
+    names, labels = _said(known.texts)
+    if not names:
+        return found, []
+    lift = slots_module.by_label(address, labels)[:, slot]
+    best = lift.argsort(descending=True)[:8].tolist()
+    return found, [f"{names[i]} ×{2 ** float(lift[i]):.1f}" for i in best if lift[i] > 0]
+
+
+def likeness(bench: Bench, view: View):
+    """A figure of how alike slots are: used together, and holding alike."""
+    from bitgen.memory_figures import slot_likeness
+
+    memory, known = _with_memory(bench, view).model.memory, known_of(bench, view)
+    if not known.names:
+        raise ValueError("this gallery has no captions: which slots are used together cannot be told")
+    with torch.no_grad():
+        together, held = slots_module.likeness(memory, memory.address(known.facts.key))
+    return slot_likeness(together.numpy(), held.numpy())
+
+
+_KNOWN: weakref.WeakKeyDictionary[Gallery, Known] = weakref.WeakKeyDictionary()  # shared: of a gallery, of no visitor
+
+
+def known_of(bench: Bench, view: View) -> Known:
+    """Some pictures of the gallery with captions, encoded once for each gallery in memory."""
+    gallery = bench.gallery(view)
+    if gallery not in _KNOWN:
+        _KNOWN[gallery] = _known(_with_memory(bench, view), gallery)
+    return _KNOWN[gallery]
+
+
+def any_fact(bench: Bench, view: View) -> tuple[Image.Image, str]:
+    """A picture of the gallery with a caption of another one: a fact that the model cannot know."""
+    gallery = bench.gallery(view)
+    name, other = random.sample(gallery.sample, 2) if len(gallery.sample) > 1 else (gallery.ids[0],) * 2
+    return gallery.original(name), next(iter(gallery.captions(other)), "")
+
+
+# Inside ---------------------------------------------------------------------------------------------------
+
+
+def _with_memory(bench: Bench, view: View) -> Loaded:
+    loaded = bench.model(view)
+    if loaded.model.memory is None:
+        raise ValueError("this model has no memory: it was trained with model.memory_slots=0")
+    return loaded
+
+
+@torch.no_grad()
+def _encoded(loaded: Loaded, images: list, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, features of the images and values, (n, D) each."""
+    inputs, model = loaded.processor(images=images, text=texts), loaded.model
+    image = model.image_tokens(inputs["pixel_values"])
+    text: Encoded = model.text_tokens(inputs["input_ids"], inputs["attention_mask"])
+    key, value = model.fact(image, text, inputs["attention_mask"])
+    return key.float(), image.feature.float(), value.float()
+
+
+def _known(loaded: Loaded, gallery: Gallery) -> Known:
+    said = [(name, captions[0]) for name in gallery.sample[:KNOWN] if (captions := gallery.captions(name))]
+    names, texts = [name for name, _ in said], [text for _, text in said]
+    rows = [slice(start, start + BATCH) for start in range(0, len(names), BATCH)]
+    parts = [_encoded(loaded, [gallery.original(name) for name in names[i]], texts[i]) for i in rows]
+    return Known(names, texts, Facts(*map(torch.cat, zip(*parts))) if parts else Facts(*(torch.zeros(0, 1),) * 3))
+
+
+def _nearest(reading: Tensor, facts: tuple[Fact, ...], known: Known, top: int) -> list[tuple[str, str, float]]:
+    """The facts and pictures whose values are nearest to a reading (1, D)."""
+    values = [fact.value[None] for fact in facts] + ([known.facts.value] if known.names else [])
+    if not values:
+        return []
+    values = torch.cat(values)
+    centre = known.facts.value.mean(0) if known.names else torch.zeros_like(values[0])
+    cosines = (_unit(reading - centre) @ _unit(values - centre).T)[0]
+    named = [("written", fact.text) for fact in facts] + [("gallery", text) for text in known.texts]
+    return [(*named[i], float(cosines[i])) for i in cosines.argsort(descending=True)[:top].tolist()]
+
+
+def _said(texts: list[str]) -> tuple[list[str], Tensor]:
+    """Words that are said of some of the texts, and (n, words) bool which."""
+    sets = [set(re.findall(r"\w+", text.lower())) for text in texts]
+    counts = {word: sum(word in each for each in sets) for word in sorted(set().union(*sets))}
+    words = [word for word, count in counts.items() if SELDOM * len(sets) <= count <= OFTEN * len(sets)]
+    return words, torch.tensor([[word in each for word in words] for each in sets], dtype=torch.bool)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1, eps=1e-9)
+

@@ -1,0 +1,183 @@
+"""The Memory tab: layout and wiring of `app.memory`."""
+
+from __future__ import annotations
+
+import gradio as gr
+import numpy as np
+from gradio.processing_utils import save_bytes_to_cache
+
+from app import limits, memory
+from app.memory import Edits, Told
+from app.pages import ASK, Shell, plain
+from app.pages.figure import figure
+
+TITLE, ID = "Memory", "memory"
+STYLE = """<style>
+#slots .wrap {display: grid; grid-template-columns: repeat(auto-fill, minmax(74px, 1fr)); gap: 6px;}
+#slots label {position: relative; overflow: hidden; padding: 6px 8px; margin: 0; min-width: 0; justify-content: center;
+  white-space: pre; text-align: center; line-height: 1.25; font-size: .8rem; border: 1px solid
+  var(--border-color-primary); background: linear-gradient(to top, var(--primary-200) var(--fill, 0%), transparent 0);
+  color: var(--body-text-color);}
+.dark #slots label {background: linear-gradient(to top, var(--primary-800) var(--fill, 0%), transparent 0);}
+#slots label.selected {outline: 2px solid var(--color-accent);}
+#slots input {position: absolute; opacity: 0; pointer-events: none;}
+#slots label:focus-within {outline: 2px solid var(--color-accent);}
+#slots label span {margin: 0; white-space: pre-line;}
+</style>"""
+
+
+def build(shell: Shell) -> None:
+    """Writing on top, what it changes below it; then the slots, what each stands for, and how alike they are."""
+    bench, view, query = shell.bench, shell.view, shell.query
+    edits = gr.State(Edits(), time_to_live=limits.UPLOAD_SECONDS)
+    gr.HTML(STYLE, padding=False)
+    gr.Markdown("### Tell it something\nA picture with words becomes a fact in the memory. It stays in your session; "
+                "the model and other visitors never see it.")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=260):
+            image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], image_mode=None,
+                             height=230, elem_id="fact-picture", elem_classes=["pixelated", "filled"])
+            words = gr.Textbox(label="Words", placeholder="my neighbour's red ring", lines=1, max_lines=3,
+                               max_length=memory.WORDS, elem_id="fact-words")
+            with gr.Row(elem_classes="actions"):
+                write = gr.Button("Write", variant="primary", size="sm", min_width=80, elem_id="write")
+                ask = gr.Button("Only ask", size="sm", min_width=80, elem_id="ask")
+                example = gr.Button("An example", size="sm", min_width=80, elem_id="example-fact")
+        with gr.Column(scale=3, min_width=280):
+            with gr.Row():
+                sides = [_side(name) for name in ("Before", "After")]
+            note = gr.Markdown(elem_classes="quiet", elem_id="memory-note")
+    facts = gr.Radio([], label="Facts of this session, as they come back when their picture is shown", elem_id="facts",
+                     visible=False)
+    with gr.Row(elem_classes="actions"):
+        forget = gr.Button("Forget the chosen", size="sm", min_width=80, elem_id="forget", interactive=False)
+        undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo", interactive=False)
+        save = gr.Button("Prepare a download", size="sm", min_width=80, elem_id="save")
+        file = gr.DownloadButton("Download memory.safetensors", size="sm", visible=False, elem_id="memory-file")
+    gr.Markdown("### Its slots")
+    by = gr.Radio([(title, way) for way, title in memory.WAYS.items()], value="usage", label="Show", elem_id="slots-by")
+    fills = gr.HTML(padding=False)
+    grid = gr.Radio([], label="Slots: choose one to see what it stands for", elem_id="slots")
+    slots_note = gr.Markdown(elem_classes="quiet", elem_id="slots-note")
+    said = gr.Markdown("Choose a slot.", elem_classes="quiet", elem_id="slot-said")
+    pictures = gr.Gallery(label="Pictures that use this slot most", columns=6, object_fit="contain",
+                          allow_preview=False, height="auto", show_label=False, buttons=[], visible=False,
+                          elem_id="slot-pictures", elem_classes=["results", "pixelated"])
+    with gr.Accordion("How alike are the slots?", open=False) as alike:
+        drawn = gr.HTML(label="Similarity between slots", padding=False)
+
+    def listed(view, edits):
+        rows = memory.read_back(bench, view, edits)
+        choices = [(f"{i}. {text}  ·  {'comes back first' if rank == 1 else f'comes back at rank {rank}'}", i)
+                   for i, (text, rank, *_) in enumerate(rows, 1)]
+        return (gr.Radio(choices, value=None, visible=bool(rows)), memory.summary(rows),
+                gr.Button(interactive=bool(rows)), gr.Button(interactive=bool(edits.past)),
+                gr.DownloadButton(visible=False))
+
+    def told(view, edits, image):
+        if not image:
+            return [""] * 6
+        return [part for side in memory.tell(bench, view, edits, image) for part in _shown(side)]
+
+    def written(view, edits, image, words):
+        edits = memory.write(bench, view, edits, image, words)
+        return (edits, *listed(view, edits), *told(view, edits, image))
+
+    def forgotten(view, edits, number, image):
+        edits = memory.forget(view, edits, number)
+        return (edits, *listed(view, edits), *told(view, edits, image))
+
+    def undone(view, edits, image):
+        edits = memory.undo(view, edits)
+        return (edits, *listed(view, edits), *told(view, edits, image))
+
+    def asked(view, edits, image):
+        return [part for side in memory.tell(bench, view, edits, image) for part in _shown(side)]
+
+    def opened(view, edits):
+        edits = memory.of(view, edits)
+        return (edits, *listed(view, edits))
+
+    def saved(view, edits):
+        data = memory.download(bench, view, edits)
+        path = save_bytes_to_cache(data, "memory.safetensors", cache_dir=file.GRADIO_CACHE)
+        return gr.DownloadButton(value=path, visible=True)
+
+    def drawn_slots(view, edits, query, by):
+        values = getattr(memory.slots(bench, view, edits, query), by)
+        return (gr.Radio([(f"{i}\n{_value(x, by)}", i) for i, x in enumerate(values)], value=None),
+                _fills(values, by), _explained(values, by), "Choose a slot.", gr.Gallery([], visible=False))
+
+    def chosen(view, slot):
+        found, lifts = memory.stands_for(bench, view, slot)
+        gallery = bench.gallery(view)
+        shown = [(gallery.picture(name), f"{share:.1%} of its address\n{text}") for name, text, share in found]
+        line = f"Slot {slot}: words that put more on it than others: {', '.join(lifts)}" if lifts else \
+            f"Slot {slot}: nothing of this gallery stands out." if found else "This gallery has no captions."
+        return line, gr.Gallery(shown, visible=bool(shown), selected_index=None)
+
+    def alike_drawn(view):
+        return figure(memory.likeness(bench, view), "Similarity between slots")
+
+    state = [edits, facts, note, forget, undo, file]
+    both = [*state, *(part for side in sides for part in side)]
+    shown = [grid, fills, slots_note, said, pictures]
+    on = {"show_progress_on": note, **ASK}
+    write.click(plain(written), [view, edits, image, words], both, **on)
+    ask.click(plain(asked), [view, edits, image], both[len(state):], **on)
+    forget.click(plain(forgotten), [view, edits, facts, image], both, **on)
+    undo.click(plain(undone), [view, edits, image], both, **on)
+    save.click(plain(saved), [view, edits], file, **ASK)
+    example.click(plain(lambda view: memory.any_fact(bench, view)), view, [image, words], **ASK)
+    view.change(plain(opened), [view, edits], state, show_progress="hidden", **ASK)
+    for event in (edits.change, by.input, query.change):
+        event(plain(drawn_slots), [view, edits, query, by], shown, show_progress="hidden", **ASK)
+    grid.input(plain(chosen), [view, grid], [said, pictures], show_progress_on=said, **ASK)
+    alike.expand(plain(alike_drawn), view, drawn, **ASK)
+
+
+def _side(name: str) -> list:
+    """Components of one state of the memory: caption, how unsure, what comes to mind."""
+    with gr.Column(min_width=220):
+        said = gr.Textbox(label=f"{name}: caption", interactive=False, lines=2, max_lines=5,
+                          elem_id=f"caption-{name.lower()}")
+        unsure = gr.Textbox(label=f"{name}: how unsure (variance of the reading)", interactive=False, lines=1)
+        recalled = gr.Textbox(label=f"{name}: what comes to mind", interactive=False, lines=5, max_lines=10,
+                              elem_id=f"mind-{name.lower()}")
+    return [said, unsure, recalled]
+
+
+def _shown(told: Told) -> list[str]:
+    lines = [f"{cosine:+.2f}  {text}{'   ← written' if source == 'written' else ''}"
+             for source, text, cosine in told.recalled]
+    return [told.caption or "(nothing)", f"{told.variance:.3f}", "\n".join(lines)]
+
+
+def _value(x: float, by: str) -> str:
+    """A slot's number, short enough for its cell."""
+    if np.isnan(x):
+        return "–"
+    return {"usage": f"{x:.1%}", "norm": f"{x:.2f}", "address": f"{x:.1%}", "age": f"{x:.0f}"}[by]
+
+
+def _fills(values: np.ndarray, by: str) -> str:
+    """How full each cell is drawn: numbers only, so that nothing typed becomes part of the page."""
+    known = np.nan_to_num(-values if by == "age" else values, nan=np.nanmin(-values) - 1 if by == "age" and
+                          not np.isnan(values).all() else 0.0)
+    low = known.min() if by == "age" else 0.0
+    shares = 100 * (known - low) / max(known.max() - low, 1e-9)
+    rules = (f"#slots label:nth-of-type({i}) {{--fill: {share:.0f}%}}" for i, share in enumerate(shares, 1))
+    return f"<style>{' '.join(rules)}</style>"
+
+
+def _explained(values: np.ndarray, by: str) -> str:
+    """What the numbers of the grid are."""
+    uniform = f"all alike would be {1 / len(values):.1%}"
+    if by == "address" and np.isnan(values).all():
+        return "Search for something first: the address of your last query is shown here."
+    return {"usage": f"Share of what training wrote last that went to each slot; {uniform}. Less than a tenth of "
+                     f"that is unused: {int((values < 0.1 / len(values)).sum())} of {len(values)} slots.",
+            "norm": "Length of what a slot holds beyond the mean of all slots, with this session's facts.",
+            "address": f"Where your last search looks in the memory; {uniform}.",
+            "age": "Writes of this session since the slot last took more than its share; – where none did. When "
+                   "training last wrote to a slot is not recorded."}[by]

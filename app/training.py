@@ -1,0 +1,101 @@
+"""The Training tab's callbacks: curves, gradients, the doctor's verdicts and the card of runs. No gradio.
+
+A run is one of those that the owner of the app offers; what a visitor may name is checked against that list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.bench import Bench
+from bitgen.health import Verdict, diagnose, read_facts, read_history
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RUNS = 6
+"""Runs whose curves are drawn together."""
+GRAVE = ("BAD", "WATCH", "OK")
+
+
+def offered(bench: Bench) -> list[tuple[str, str]]:
+    """(name, run) of the runs that have something to show: those with metrics."""
+    return [(Path(run).name, run) for run in bench.models.runs if (Path(run) / "metrics.jsonl").is_file()]
+
+
+def curves(bench: Bench, runs: Sequence[str]) -> Figure:
+    """Training curves: all panels of one run, or several runs held against each other.
+
+    Raises `ValueError` for no run, too many, one that is not offered, and where nothing was logged.
+    """
+    from bitgen import figures
+
+    histories = {name: read_history(run) for name, run in _named(bench, runs).items()}
+    return figures.curves(*histories.values()) if len(histories) == 1 else figures.compared(histories)
+
+
+def gradients(bench: Bench, run: str) -> Figure:
+    """The norm of the gradient, of all weights and by module. Raises `ValueError` where it was not logged."""
+    from bitgen.network_figures import gradient_norms
+
+    return gradient_norms(read_history(_offered(bench, run)))
+
+
+def verdicts(bench: Bench, run: str) -> list[Verdict]:
+    """The doctor's verdicts on the run as its files are now, the gravest first."""
+    folder = _offered(bench, run)
+    found = diagnose(read_history(folder), read_facts(folder))
+    return sorted(found, key=lambda verdict: (GRAVE.index(verdict.verdict), not verdict.judged))
+
+
+def table(found: Sequence[Verdict]) -> list[list[str]]:
+    """Verdicts as rows: verdict, check, value beside chance, what it usually means, what to do."""
+    rows = []
+    for one in found:
+        value = "–" if one.value is None else f"{one.value:.3g}"
+        beside = "" if one.chance is None else f" (chance {one.chance:.3g})"
+        if not one.judged:
+            when = "not in this run" if one.due is None else f"judged from step {one.due:,}"
+            rows.append(["not yet", one.check, value + beside, when, ""])
+        elif one.verdict == "OK":
+            rows.append(["OK", one.check, value + beside, one.rule, ""])
+        else:
+            rows.append([one.verdict, one.check, value + beside, one.meaning, one.remedy])
+    return rows
+
+
+def summary(found: Sequence[Verdict]) -> str:
+    """One line: how many checks are how."""
+    counts = {name: sum(one.judged and one.verdict == name for one in found) for name in GRAVE}
+    waiting = sum(not one.judged for one in found)
+    parts = [f"{counts['BAD']} bad", f"{counts['WATCH']} to watch", f"{counts['OK']} in order"]
+    return " · ".join(parts + [f"{waiting} not judged"] * bool(waiting))
+
+
+def card(bench: Bench, run: str) -> str:
+    """The model card as Markdown, without its front matter. Raises `ValueError` where the run has no settings."""
+    from bitgen.card import render
+    from bitgen.record import read
+
+    return render(read(_offered(bench, run))).partition("\n---\n")[2].strip()
+
+
+def _named(bench: Bench, runs: Sequence[str]) -> dict[str, Path]:
+    """Runs by their names; those that share one get their folder's too."""
+    runs = list(dict.fromkeys(runs or []))
+    if not runs:
+        raise ValueError("choose a run")
+    if len(runs) > RUNS:
+        raise ValueError(f"{len(runs)} runs; at most {RUNS} are drawn together")
+    folders = [_offered(bench, run) for run in runs]
+    names = [folder.name for folder in folders]
+    return {name if names.count(name) == 1 else f"{folder.parent.name}/{name}": folder
+            for name, folder in zip(names, folders)}
+
+
+def _offered(bench: Bench, run: str) -> Path:
+    if run not in bench.models.runs:
+        raise ValueError(f"run {str(run)[:100]!r}: choose one of the list")
+    return Path(run)

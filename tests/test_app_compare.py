@@ -1,0 +1,93 @@
+"""The Compare tab without a browser: two checkpoints on one gallery."""
+
+import pytest
+import torch
+from app_runs import write_gallery, write_run
+from PIL import Image
+
+pytest.importorskip("gradio")
+pytest.importorskip("faiss")
+
+from app import compare, search
+from app.bench import Bench
+from app.compare import Standing
+from app.search import Query, Wish
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("compare")
+    write_run(place / "runs" / "first")
+    write_run(place / "runs" / "first" / "checkpoint-7", seed=5)
+    write_gallery(place / "gallery")
+    return place
+
+
+@pytest.fixture(scope="module")
+def bench(place):
+    return Bench(str(place / "runs/first"), str(place / "gallery"), place / "runs")
+
+
+@pytest.fixture(scope="module")
+def views(bench):
+    here = bench.open(bench.start)
+    return here, compare.other(bench, here, here.choice.source, "checkpoint-7")
+
+
+def test_each_side_is_what_its_checkpoint_finds_and_ranks_cross_over(bench, views):
+    sides = compare.results(bench, *views, "a red ring", 6)
+    for view, side in zip(views, sides):
+        hits = search.search(bench, view, Query("a red ring"), Wish(top=6)).hits
+        assert [place.name for place in side] == [hit.name for hit in hits]
+    assert [place.here for place in sides[0]] == [place.there for place in sides[1]] == [1, 2, 3, 4, 5, 6]
+    shared = {place.name: place for place in sides[0]}
+    for place in sides[1]:
+        if place.name in shared:
+            assert place[2:4] == shared[place.name][2:4]
+    assert any(place.here != place.there for place in sides[0])
+
+
+def test_a_checkpoint_beside_itself_is_refused(bench, views):
+    here = views[0]
+    with pytest.raises(ValueError, match="already"):
+        compare.other(bench, here, here.choice.source)
+    for bad in ("/etc", "", None):
+        with pytest.raises(ValueError, match="choose one of the runs"):
+            compare.other(bench, here, bad)
+    with pytest.raises(ValueError, match="checkpoint-1000"):
+        compare.other(bench, here, here.choice.source, "../second")
+    with pytest.raises(ValueError, match="no model is loaded"):
+        compare.other(bench, None, here.choice.source)
+
+
+def test_a_query_needs_words(bench, views):
+    for words, message in (("", "type the words"), (None, "type the words"), ("x" * 3000, "at most 2000")):
+        with pytest.raises(ValueError, match=message):
+            compare.results(bench, *views, words)
+
+
+def test_recall_of_both_stands_beside_chance(bench, views):
+    both = [compare.standing(bench, view) for view in views]
+    assert compare.standing(bench, views[0]) is both[0] and len(both[0].texts) == 24
+    rows = compare.table(*both)
+    assert len(rows) == 6 and rows[0][4] == f"{1 / 24:.1%}"
+    first, second = both[0].report["t2i_r1"], both[1].report["t2i_r1"]
+    assert rows[0][1].startswith(f"{first:.1%}") and rows[0][3] == f"{100 * (second - first):+.1f}"
+    assert both[0].report["t2i_r1"] == pytest.approx((both[0].ranks == 1).double().mean().item())
+
+
+def test_what_moved_most_comes_first():
+    here = Standing({}, ["a", "b", "c", "d"], torch.tensor([20.0, 3.0, 1.0, 4.0]))
+    there = Standing({}, ["a", "b", "c", "d"], torch.tensor([2.0, 30.0, 1.0, 3.0]))
+    up, down = compare.moves(here, there)
+    assert [move.text for move in up] == ["a", "d"] and [tuple(move) for move in down] == [("b", 3.0, 30.0)]
+    assert compare.moves(here, here) == ([], [])
+
+
+def test_a_gallery_without_captions_cannot_be_measured(place):
+    (place / "bare").mkdir()
+    for i in range(3):
+        Image.new("RGB", (32, 32), (80 * i, 9, 9)).save(place / "bare" / f"{i}.png")
+    bench = Bench(str(place / "runs/first"), str(place / "bare"), place / "runs")
+    with pytest.raises(ValueError, match="no captions"):
+        compare.standing(bench, bench.open(bench.start))

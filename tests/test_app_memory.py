@@ -1,0 +1,221 @@
+"""The Memory tab without a browser: sessions, undo to the bit, what is refused, what slots say, the download."""
+
+import hashlib
+import math
+import random
+
+import pytest
+import torch
+from app_runs import write_gallery, write_run
+from PIL import Image
+
+pytest.importorskip("gradio")
+pytest.importorskip("faiss")
+
+from safetensors.torch import load as load_tensors
+
+from app import memory
+from app.bench import Bench
+from app.memory import Edits
+from app.models import Choice, View
+from app.search import Query
+
+WORDS = ["a red ring", "a green star", "a blue square", "a pink heart", "a purple triangle", "an orange circle"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("memory")
+    write_run(place / "runs" / "first")
+    write_run(place / "runs" / "first" / "checkpoint-7", seed=5)
+    write_gallery(place / "gallery")
+    for i in range(6):
+        picture = Image.effect_noise((32, 32), 40 + 30 * i).convert("RGB")
+        Image.blend(picture, Image.new("RGB", (32, 32), (40 * i, 200 - 30 * i, 90)), 0.6).save(place / f"{i}.png")
+    return place
+
+
+@pytest.fixture(scope="module")
+def bench(place):
+    return Bench(str(place / "runs/first"), str(place / "gallery"), place / "runs")
+
+
+@pytest.fixture(scope="module")
+def view(bench):
+    return bench.open(bench.start)
+
+
+def digest(tensors):
+    return hashlib.sha256(b"".join(x.detach().contiguous().numpy().tobytes() for x in tensors)).hexdigest()
+
+
+def state(bench, view, edits):
+    return digest(memory.belief(bench.model(view).model, memory.of(view, edits)))
+
+
+def written(bench, view, place, count):
+    edits = Edits()
+    for i in range(count):
+        edits = memory.write(bench, view, edits, str(place / f"{i}.png"), WORDS[i])
+    return edits
+
+
+def test_random_edits_of_many_sessions_follow_a_plain_model(bench, view, place):
+    """Sessions take turns; each is held against a list and a stack, and no shared tensor ever changes."""
+    views = [view, View(Choice(view.choice.source, "checkpoint-7"), view.gallery)]
+    models = [bench.model(each).model for each in views]
+    before, dice = [digest(model.state_dict().values()) for model in models], random.Random(0)
+    sessions = [{"view": views[i % 2], "edits": Edits(), "facts": [], "past": [], "states": []} for i in range(4)]
+    for _ in range(120):
+        one = dice.choice(sessions)
+        choice = dice.choice(["write", "write", "forget", "undo"])
+        if choice == "undo" and one["past"]:
+            one["edits"], one["facts"] = memory.undo(one["view"], one["edits"]), one["past"].pop()
+            assert state(bench, one["view"], one["edits"]) == one["states"].pop()
+        elif choice == "forget" and one["facts"]:
+            number = dice.randint(1, len(one["facts"]))
+            one["past"].append(list(one["facts"]))
+            one["states"].append(state(bench, one["view"], one["edits"]))
+            one["edits"] = memory.forget(one["view"], one["edits"], number)
+            del one["facts"][number - 1]
+        elif choice == "write" and len(one["facts"]) < 5:
+            i = dice.randrange(6)
+            one["past"].append(list(one["facts"]))
+            one["states"].append(state(bench, one["view"], one["edits"]))
+            one["edits"] = memory.write(bench, one["view"], one["edits"], str(place / f"{i}.png"), WORDS[i])
+            one["facts"].append(WORDS[i])
+        one["past"], one["states"] = one["past"][-memory.UNDO:], one["states"][-memory.UNDO:]
+        for each in sessions:
+            assert [fact.text for fact in each["edits"].facts] == each["facts"]
+    for one in sessions:
+        while one["past"]:
+            one["edits"], _ = memory.undo(one["view"], one["edits"]), one["past"].pop()
+            assert state(bench, one["view"], one["edits"]) == one["states"].pop()
+    assert [digest(model.state_dict().values()) for model in models] == before
+
+
+def test_forgetting_leaves_a_memory_that_never_knew_the_fact(bench, view, place):
+    """Not only by a replay: it is what subtracting the fact's evidence gives."""
+    edits = written(bench, view, place, 3)
+    less = memory.forget(view, edits, 3)
+    assert state(bench, view, less) == state(bench, view, written(bench, view, place, 2))
+    model, last = bench.model(view).model, edits.facts[2]
+    taken = model.memory.forget(memory.belief(model, edits), last.key[None], last.value[None])
+    torch.testing.assert_close(taken.mean(), memory.belief(model, less).mean(), atol=1e-3, rtol=1e-3)
+
+
+def test_facts_are_ranked_by_what_comes_back_when_their_picture_is_shown(bench, view, place):
+    alone = memory.read_back(bench, view, written(bench, view, place, 1))
+    assert [row[:2] for row in alone] == [(WORDS[0], 1)] and alone[0][3] < alone[0][2]
+    edits, model = written(bench, view, place, 5), bench.model(view).model
+    rows, values = memory.read_back(bench, view, edits), torch.stack([fact.value for fact in edits.facts])
+    held, centre = memory.belief(model, edits), values.mean(0)
+    for (text, rank, before, now), fact in zip(rows, edits.facts):
+        returned = model.memory.read(held, fact.image[None]).mean[0]
+        cosines = [torch.cosine_similarity(returned - centre, value - centre, dim=0).item() for value in values]
+        assert text == fact.text and now < before
+        assert rank == 1 + sum(c > cosines[WORDS.index(text)] + 1e-6 for c in cosines)
+    assert "5 written" in memory.summary(rows) and "Nothing is written" in memory.summary([])
+
+
+def test_before_is_without_and_after_with_the_facts(bench, view, place):
+    file = str(place / "0.png")
+    before, after = memory.tell(bench, view, written(bench, view, place, 1), file)
+    assert {source for source, *_ in before.recalled} == {"gallery"} and len(before.recalled) == 5
+    assert after.recalled[0][:2] == ("written", WORDS[0]) and after.variance < before.variance
+    untouched = memory.tell(bench, view, Edits(), file)
+    assert untouched[0] == untouched[1] == before
+
+
+def test_another_checkpoint_starts_without_facts(bench, view, place):
+    edits, other = written(bench, view, place, 2), View(Choice(view.choice.source, "checkpoint-7"), view.gallery)
+    assert memory.of(other, edits).facts == () and memory.of(view, edits) is edits
+    with pytest.raises(ValueError, match="nothing to undo"):
+        memory.undo(other, edits)
+
+
+@pytest.mark.parametrize("file, text, message", [
+    (None, "a ring", "give the picture"), ("0.png", "  ", "type the words"), ("0.png", None, "type the words"),
+    ("0.png", "x" * 301, "at most 300"), ("0.png", "x" * 3000, "at most 2000"), ("gone.png", "a ring", "gone.png")])
+def test_facts_that_are_none_are_refused(bench, view, place, file, text, message):
+    with pytest.raises(ValueError, match=message):
+        memory.write(bench, view, Edits(), file and str(place / file), text)
+
+
+@pytest.mark.parametrize("number", [None, 0, 3, -1, 1.5, math.nan, math.inf, "1", True])
+def test_a_fact_that_is_not_there_cannot_be_forgotten(bench, view, place, number):
+    with pytest.raises(ValueError, match="number of the fact|choose the fact"):
+        memory.forget(view, written(bench, view, place, 2), number)
+
+
+def test_nothing_can_be_forgotten_or_undone_at_first(view):
+    for step in (lambda: memory.forget(view, Edits(), 1), lambda: memory.undo(view, Edits())):
+        with pytest.raises(ValueError, match="nothing"):
+            step()
+
+
+def test_a_session_is_bounded(bench, view, place, monkeypatch):
+    monkeypatch.setattr(memory, "FACTS", 2)
+    monkeypatch.setattr(memory, "UNDO", 3)
+    edits = written(bench, view, place, 2)
+    with pytest.raises(ValueError, match="forget one first"):
+        memory.write(bench, view, edits, str(place / "0.png"), "a ring")
+    for _ in range(4):
+        edits = memory.forget(view, edits, 1)
+        edits = memory.write(bench, view, edits, str(place / "0.png"), "a ring")
+    assert len(edits.past) == 3
+
+
+def test_numbers_that_are_not_finite_are_not_written(bench, view, place, monkeypatch):
+    monkeypatch.setattr(bench.model(view).model.value[0].weight, "data",
+                        torch.full_like(bench.model(view).model.value[0].weight, torch.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        memory.write(bench, view, Edits(), str(place / "0.png"), "a ring")
+
+
+def test_slots_tell_usage_norm_address_and_age(bench, view, place):
+    empty = memory.slots(bench, view, Edits())
+    count = bench.model(view).model.memory.slots
+    assert all(x.shape == (count,) for x in empty)
+    assert all(map(math.isnan, empty.address)) and all(map(math.isnan, empty.age))
+    full = memory.slots(bench, view, written(bench, view, place, 3), Query("a red ring"))
+    assert full.address.sum() == pytest.approx(1) and (full.norm != empty.norm).all()
+    assert set(full.age[~torch.isnan(torch.from_numpy(full.age)).numpy()]) <= {0, 1, 2} and 0 in full.age
+
+
+def test_a_slot_stands_for_the_pictures_that_use_it_most(bench, view):
+    found, words = memory.stands_for(bench, view, 1)
+    shares = [share for *_, share in found]
+    assert shares == sorted(shares, reverse=True) and len(found) == 6 and words
+    known = memory.known_of(bench, view)
+    address = bench.model(view).model.memory.address(known.facts.key)
+    assert shares[0] == pytest.approx((address / address.sum(1, keepdim=True))[:, 1].max().item(), rel=1e-5)
+    for bad in (-1, 10**6, None, math.nan):
+        with pytest.raises(ValueError, match="slot"):
+            memory.stands_for(bench, view, bad)
+
+
+def test_likeness_is_drawn(bench, view):
+    assert len(memory.likeness(bench, view).axes) == 3
+
+
+def test_the_download_is_the_memory_of_the_session(bench, view, place):
+    edits, model = written(bench, view, place, 3), bench.model(view).model
+    tensors = load_tensors(memory.download(bench, view, edits))
+    assert set(tensors) == {name for name in model.state_dict() if name.startswith("memory.")}
+    prior = model.memory.prior()
+    held = memory.belief(model, edits)
+    torch.testing.assert_close(tensors["memory.written_precision"] + prior.precision, held.precision)
+    torch.testing.assert_close(tensors["memory.written_information"] + prior.information, held.information)
+
+
+def test_a_gallery_without_captions_tells_what_it_can(bench, place):
+    (place / "bare").mkdir()
+    for i in range(3):
+        Image.open(place / f"{i}.png").save(place / "bare" / f"{i}.png")
+    bare = Bench(str(place / "runs/first"), str(place / "bare"), place / "runs")
+    view = bare.open(bare.start)
+    assert memory.stands_for(bare, view, 0) == ([], [])
+    assert memory.tell(bare, view, Edits(), str(place / "0.png"))[0].recalled == []
+    with pytest.raises(ValueError, match="no captions"):
+        memory.likeness(bare, view)
