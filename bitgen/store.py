@@ -106,6 +106,8 @@ class Store:
 
     def _write(self, side: str, start: int, features: np.ndarray) -> None:
         """Rows from `start` on; whatever stands there was never counted."""
+        if not len(features):
+            return
         path = self._file(side)
         with open(path, "r+b" if path.exists() else "w+b") as file:
             file.truncate(start * self.width * self.dtype.itemsize)
