@@ -205,10 +205,10 @@ def kills(toy: Toy, number: int, seed: int) -> dict:
                 continue
             inside = found["kills"] % 2 == 1
             if inside:
-                attempt.reaches(b"(", rng.randint(1, 3))
+                attempt.reaches(b"(", rng.randint(1, 2))
                 time.sleep(rng.uniform(0, toy.save_seconds))
             else:
-                time.sleep(rng.uniform(0, 0.6 * toy.seconds))
+                time.sleep(rng.uniform(0, 0.4 * toy.seconds))
             status = attempt.end(signal.SIGKILL)
             found["kills"] += status == -signal.SIGKILL
             found["inside a save"] += inside and status == -signal.SIGKILL
@@ -300,10 +300,10 @@ def unmounted(run: Path) -> Iterator[None]:
 
 
 def disk(toy: Toy) -> dict:
-    """Each refusal for two saves, after which the run goes on and ends the same; and for all after the second."""
+    """Each refusal for two saves, after which the run goes on and ends the same; and for all after the first."""
     found = {}
     for refusal in (too_large, read_only, no_space, unmounted):
-        for kind, refused in (("twice", (3, 4)), ("for good", range(3, 100))):
+        for kind, refused in (("twice", (3, 4)), ("for good", range(2, 100))):
             name = f"{refusal.__name__}-{kind.replace(' ', '-')}"
 
             def hook(pipe: int, refusal=refusal, refused=refused, count=[0]) -> None:  # noqa: B006

@@ -44,6 +44,13 @@ class Saver:
         if push:
             self.offer(step, best_step)
 
+    def publish(self, path: Path) -> None:
+        """Weights of the checkpoint that the run goes on from at its root: a kill may have come between the two."""
+        try:
+            checkpoint.publish(path, PUBLISHED, self.folder)
+        except checkpoint.CheckpointError as error:
+            _say(f"warning: {error}; training goes on")
+
     def offer(self, step: int, best_step: int | None) -> None:
         """The model card brought up to date, and `checkpoint-{step}`, which stands, on its way to the Hub."""
         self._write_card()

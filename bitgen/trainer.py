@@ -245,6 +245,8 @@ class Trainer:
         progress = snapshot.restore(self.resume_from, self.folder, self.objective, self.optimizer, self.accelerator)
         for name in PROGRESS:
             setattr(self, name, progress[name])
+        if self.saver:
+            self.saver.publish(self.resume_from)
         return known | progress["unreadable"]
 
     # Small things -----------------------------------------------------------------------------------------

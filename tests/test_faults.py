@@ -48,7 +48,7 @@ def test_two_refused_saves_are_two_warnings(found, refusal):
 @pytest.mark.parametrize("refusal", ["too_large", "read_only", "no_space", "unmounted"])
 def test_a_third_ends_the_run_and_leaves_what_was_good(found, refusal):
     run = found["disk"][f"{refusal}, for good"]
-    assert (run["status"], run["newest"], run["rejected"]) == (74, "checkpoint-10", 0)
+    assert (run["status"], run["newest"], run["rejected"]) == (74, "checkpoint-5", 0)
     assert len(run["warnings"]) == 3
 
 

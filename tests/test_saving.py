@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from test_trainer import TINY, differences, state_of, steady
+from test_trainer import TINY, differences, small, state_of, steady  # noqa: F401
 
 from bitgen.checkpoint import verify
 from bitgen.cli import main, parse_config

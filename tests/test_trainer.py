@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,8 +92,6 @@ def test_a_resumed_run_is_the_run_that_never_stopped(run, tmp_path):
 
 
 def test_resuming_passes_over_a_damaged_checkpoint_and_says_so(run, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(run, tmp_path / "run")
     damaged = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -100,6 +99,13 @@ def test_resuming_passes_over_a_damaged_checkpoint_and_says_so(run, tmp_path, ca
     assert trainer.resume_from.name == "checkpoint-3"
     told = capsys.readouterr().err
     assert "checkpoint-6" in told and "model.safetensors" in told
+
+
+def test_a_run_killed_before_its_last_weights_were_published_publishes_them(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copy(run / "checkpoint-3" / "model.safetensors", tmp_path / "run" / "model.safetensors")
+    Trainer(config(tmp_path / "run", "--resume", "auto")).fit()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
 def test_a_resumed_run_needs_neither_the_pretrained_folder_nor_the_tokenizer_again(run, tmp_path):
