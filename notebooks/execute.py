@@ -8,12 +8,15 @@ gives the same file. A notebook that prints to stderr, such as a warning, is not
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
+import io
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 900  # seconds a cell
@@ -35,6 +38,17 @@ def executed(notebook: nbformat.NotebookNode, folder: Path = HERE) -> nbformat.N
     return notebook
 
 
+def shrink(notebook: nbformat.NotebookNode) -> None:
+    """Pictures in 128 colours: a third of the bytes, and no difference to the eye."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                png = io.BytesIO()
+                with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as picture:
+                    picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(png, "PNG", optimize=True)
+                output.data["image/png"] = base64.b64encode(png.getvalue()).decode()
+
+
 def complaints(notebook: nbformat.NotebookNode) -> list[str]:
     """What the cells wrote to stderr."""
     return [output.text for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
@@ -51,6 +65,7 @@ def main() -> int:
             print(f"{path.name}: not written, it printed to stderr:\n{''.join(said)}", file=sys.stderr)
             failed = 1
             continue
+        shrink(notebook)
         nbformat.write(notebook, path)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} KB")
     return failed

@@ -1,0 +1,122 @@
+"""The notebooks: what they conclude holds in a fresh kernel, and what is committed came from the committed code.
+
+All of them share one tiny run, so that none trains it anew.
+"""
+
+import re
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+EXECUTE = SimpleNamespace(**runpy.run_path(str(FOLDER / "execute.py")))
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+BYTES, LINES = 400_000, 15  # of a notebook, of a cell
+
+# What must hold after the last cell, whatever the run: asserted in the notebook's own kernel.
+CONCLUSIONS = {
+    "02_one_batch": """
+        for name, value in by_hand.items(): assert abs(value - float(losses[name])) < 1e-3, name
+        assert abs(float(itc) - itc_by_hand) < 1e-4 and abs(float(itm) - itm_by_hand) < 1e-4
+        assert abs(float(kl) - float(kl_by_hand)) < 1e-4 and abs(float(loss) - float(text_by_hand)) < 1e-4
+        assert abs(float(fresh["itc"]) - guess["itc"]) < 1 and abs(float(fresh["text"]) - guess["text"]) < 1""",
+    "04_diagnostics": """
+        assert table["decoder"]["itc"] == 0 and table["fusion"]["itc"] == 0 and table["decoder"]["text"] > 0
+        assert all(row["total"] > 0 for row in table.values())
+        assert used["slots"] == model.memory.slots and 1 <= used["perplexity"] <= used["slots"] * 1.001
+        assert ratios and all(0 < ratio < 1 for row in ratios.values() for ratio in row.values())
+        assert scores["this model"].mean() > scores["labels dealt at random"].mean()
+        assert abs(scores["labels dealt at random"].mean() - 0.5) < 0.15""",
+    "05_retrieval": """
+        assert abs(collapsed["t2i_r1"] - collapsed["chance_t2i_r1"]) < 1e-9
+        assert report["t2i_r1_low"] <= report["t2i_r1"] <= report["t2i_r1_high"]
+        sizes = sorted(by_size)
+        assert all(by_size[a] >= by_size[b] for a, b in zip(sizes, sizes[1:]))
+        assert low <= difference.mean() <= high and len(seen.words) == len(seen.maps)
+        assert (again.ranks >= 1).all() and (again.ranks <= len(images)).all()""",
+    "06_memory": """
+        assert all(error < 1e-3 for error in errors.values())
+        assert share["image and words"] > 0.8 > share["never written"]
+        assert found["written"] > found["forgotten"]
+        assert (unsure.diff(dim=0) <= 1e-5).all() and (readings.diff(dim=0) <= 1e-5).all()
+        assert held["pair"][0] >= held["pair"][-1] > 1 / counts[-1]
+        assert len(score) == 3 and all(value > 1 for value in score.values())""",
+}
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A run of a few steps with a small model on a few scenes: checkpoints, history, everything a notebook reads."""
+    from bitgen.config import load_preset
+    from bitgen.trainer import Trainer
+
+    config = load_preset("nano", load_preset("scenes"))
+    config.output_dir = str(tmp_path_factory.mktemp("notebooks") / "run")
+    config.data.scenes_train, config.optim.batch_size, config.optim.max_steps = 256, 16, 12
+    config.save_every, config.log_every, config.validate_every = 6, 2, 12
+    config.loss.queue, config.loss.queue_start, config.optim.warmup_steps = 64, 4, 2
+    Trainer(config).fit()
+    return config.output_dir
+
+
+@pytest.mark.timeout(400)  # a guard against hanging, not a measurement
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_concludes_what_it_says(path, run, monkeypatch):
+    monkeypatch.setenv("BITGEN_NOTEBOOK_SIZE", "small")
+    monkeypatch.setenv("BITGEN_NOTEBOOK_RUN", run)
+    notebook = nbformat.read(path, as_version=4)
+    claims = "\n".join(line.strip() for line in CONCLUSIONS[path.stem].splitlines())
+    notebook.cells.append(nbformat.v4.new_code_cell(claims))
+    assert EXECUTE.complaints(EXECUTE.executed(notebook)) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_outputs_come_from_the_committed_code(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.bitgen.code == EXECUTE.code_hash(notebook), "the code was changed: run `make notebooks`"
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert path.stat().st_size <= BYTES
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_committed_names_no_folder_of_the_machine_it_ran_on(path):
+    notebook = nbformat.read(path, as_version=4)
+    printed = [output.get("text", "") + output.get("data", {}).get("text/plain", "")
+               for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not re.search(r"(^|[\s'\"(])/(tmp|home|root|work|usr|var)/", "\n".join(printed))
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "bitgen"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short_define_nothing_and_pictures_are_explained(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for place, cell in enumerate(cells):
+        if cell.cell_type != "code":
+            continue
+        assert len(cell.source.splitlines()) <= LINES, cell.source
+        assert not re.search(r"^\s*(def|class) ", cell.source, re.M), "what is worth a name belongs in the library"
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert cells[place + 1].cell_type == "markdown" and "*What one sees" in cells[place + 1].source
+    assert cells[0].source.startswith("# ") and "## Exercise" in cells[-1].source
+
+
+def test_a_cell_that_fails_or_warns_is_noticed(tmp_path):
+    from nbclient.exceptions import CellExecutionError
+
+    warns = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import warnings\nwarnings.warn('loud')")])
+    assert "loud" in "".join(EXECUTE.complaints(EXECUTE.executed(warns, tmp_path)))
+    fails = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 > 2")])
+    with pytest.raises(CellExecutionError):
+        EXECUTE.executed(fails, tmp_path)
+
+
+def test_every_notebook_has_conclusions():
+    assert {path.stem for path in NOTEBOOKS} == set(CONCLUSIONS)
