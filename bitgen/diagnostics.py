@@ -107,18 +107,23 @@ def update_ratios(named: list[tuple[str, Tensor]], groups: list[dict], state: di
 
 
 def checkpoint_update_ratios(model: BitGen, folder: str | Path) -> dict[str, float]:
-    """`update_ratios` of a checkpoint folder whose weights `model` holds; empty without the file that resuming needs.
+    """`update_ratios` of a checkpoint folder whose weights `model` holds.
+
+    Empty without the files that resuming needs, and where another version sorted the weights into other groups.
     """
-    file = next(Path(folder).glob("checkpoint-*.pt"), None)
-    if file is None:
+    file, settings = next(Path(folder).glob("checkpoint-*.pt"), None), Path(folder) / "run.json"
+    if file is None or not settings.is_file():
         return {}
     saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["optimizer"]
-    run = json.loads((file.parent / "run.json").read_text(encoding="utf-8"))
-    groups = parameter_groups(model, from_dict(OptimConfig, run["optim"]))
-    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved["param_groups"]]:
-        raise ValueError(f"{file}: its optimizer belongs to another model than config.json beside it")
-    state = {parameter: saved["state"].get(number, {}) for group, old in zip(groups, saved["param_groups"])
-             for parameter, number in zip(group["params"], old["params"])}
+    optim = json.loads(settings.read_text(encoding="utf-8")).get("optim", {})
+    groups = parameter_groups(model, from_dict(OptimConfig, optim, where="optim"))
+    pairs = [(parameter, number) for group, old in zip(groups, saved["param_groups"])
+             for parameter, number in zip(group["params"], old["params"])]
+    sizes = [[len(group["params"]) for group in some] for some in (groups, saved["param_groups"])]
+    known = [(parameter, saved["state"][number]) for parameter, number in pairs if number in saved["state"]]
+    if sizes[0] != sizes[1] or any(parameter.shape != moments["exp_avg"].shape for parameter, moments in known):
+        return {}
+    state = {parameter: saved["state"].get(number, {}) for parameter, number in pairs}
     groups = [old | {"params": group["params"]} for group, old in zip(groups, saved["param_groups"])]
     return update_ratios(list(model.named_parameters()), groups, state)
 

@@ -75,13 +75,12 @@ def update_ratios(ratios: Mapping[int, Mapping[str, float]]) -> Figure:
     if not parts:
         raise ValueError("update_ratios: no ratios; they need checkpoints with their optimizer")
     with styled():
-        from matplotlib import colormaps
-        shades = colormaps["cividis"](np.linspace(0.75, 0.0, len(ratios)))
+        shades, sizes = np.linspace(0.3, 1, len(ratios)), np.linspace(4, 6, len(ratios))
         figure = sheet(6.0, 1.1 + 0.22 * len(parts), layout="constrained")
         axes = figure.subplots()
-        for (step, row), shade, size in zip(sorted(ratios.items()), shades, np.linspace(4, 6, len(ratios))):
-            axes.plot([row.get(part, math.nan) for part in parts], range(len(parts)), "o", color=shade, label=f"{step}",
-                      markersize=size, linestyle="none")
+        for (step, row), shade, size in zip(sorted(ratios.items()), shades, sizes):
+            axes.plot([row.get(part, math.nan) for part in parts], range(len(parts)), "o", color=BLUE, alpha=shade,
+                      markersize=size, markeredgewidth=0, linestyle="none", label=f"{step}")
         level(axes, USUAL, "usual", vertical=True)
         axes.set_yticks(range(len(parts)), parts, size=8)
         axes.invert_yaxis()

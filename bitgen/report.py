@@ -6,10 +6,7 @@ without known truth no confusions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,74 +15,23 @@ from tqdm.auto import tqdm
 from bitgen import attention, diagnostics, feature_figures, figures, health, memory_figures, mistakes, network_figures
 from bitgen import probes as probing
 from bitgen import slots as slotting
-from bitgen.config import DataConfig, LossConfig, from_dict
-from bitgen.data import Batch, Dataset, open_data
-from bitgen.evaluate import Gallery, encode, picture
+from bitgen.case import Case, gather
+from bitgen.evaluate import encode, picture
 from bitgen.geometry import geometry, similarity
 from bitgen.hub import load
-from bitgen.logs import read_metrics
+from bitgen.images import normalise
 from bitgen.model import BitGen
 from bitgen.page import Section, figure, page, table, tiles, verdicts
 from bitgen.processing import Processor
 from bitgen.projection import aligned, pca
 
-CLOSE = 16  # images of the batch that gradients, activations and attention are measured on
 MAPPED = 60  # images on the map
 COURSE = 3  # checkpoints that the map follows
 
 
-@dataclass
-class Case:
-    """A model with the images that it is looked at through."""
-
-    name: str
-    model: BitGen
-    processor: Processor
-    data: Dataset
-    settings: dict
-    """Of `run.json`; empty where there is none."""
-    history: list[dict[str, float]]
-    facts: health.Facts
-    """For the health checks."""
-    checkpoints: list[Path]
-    where: str
-    """What the images are, for the reader."""
-
-    @cached_property
-    def gallery(self) -> Gallery:
-        """All images and captions, encoded once."""
-        return encode(self.model, self.processor, self.data, device=next(self.model.parameters()).device)
-
-    @cached_property
-    def batch(self) -> Batch:
-        """The first images, two captions each."""
-        return diagnostics.batch_of(self.data, self.processor, CLOSE).to(next(self.model.parameters()).device)
-
-    @cached_property
-    def truth(self) -> list[dict] | None:
-        """The scenes of the gallery's images, where they are known."""
-        return self.data.truth and [self.data.truth[i] for i in self.gallery.indices]
-
-    @cached_property
-    def labels(self) -> probing.Labels:
-        """What is known of each image: its scene, else the words of its captions."""
-        if self.truth:
-            return probing.scene_labels(self.truth)
-        return probing.word_labels([self.data.captions[i] for i in self.gallery.indices])
-
-    @cached_property
-    def loss(self) -> LossConfig:
-        """The weights it was trained with, where they are known."""
-        return from_dict(LossConfig, self.settings.get("loss", {}), where="loss")
-
-
 def write(source: str, out: str | Path, data: str | None = None, split: str = "val", images: int = 200,
           checkpoint: str | None = None, device: str = "cpu") -> Path:
-    """Look at `source`, a run, checkpoint folder or Hub id, through the first `images` of a data set; write the page.
-
-    data: as `data.root` of training takes it, by default what the run was trained on, else `scenes`. Raises
-    `ValueError` as loading and opening do, and for fewer than 2 images.
-    """
+    """Write the page of a case to `out`, whose folder is made where missing; arguments and errors as of `gather`."""
     case = gather(source, data, split, images, checkpoint, device)
     chapters: list[Callable[[Case], Section | None]] = [summary, training, retrieval, features, memory, network]
     sections = [chapter(case) for chapter in tqdm(chapters, desc="diagnose", unit="chapter", leave=False)]
@@ -94,24 +40,6 @@ def write(source: str, out: str | Path, data: str | None = None, split: str = "v
     text = page(f"BitGen: {case.name}", f"Seen through {case.where}", [section for section in sections if section])
     out.write_text(text, encoding="utf-8")
     return out
-
-
-def gather(source: str, data: str | None = None, split: str = "val", images: int = 200, checkpoint: str | None = None,
-           device: str = "cpu") -> Case:
-    """Everything that the chapters look at; arguments as `write`."""
-    if images < 2:
-        raise ValueError(f"images: a page needs at least 2, got {images}")
-    model, processor = load(source, checkpoint=checkpoint, device=device)
-    folder = Path(source).expanduser()
-    run = folder / checkpoint if checkpoint and (folder / checkpoint / "run.json").is_file() else folder
-    settings = json.loads((run / "run.json").read_text(encoding="utf-8")) if (run / "run.json").is_file() else {}
-    config = from_dict(DataConfig, settings.get("data", {}), where="data") if data is None else DataConfig(root=data)
-    opened = open_data(config, split, processor.vision.image_size, settings.get("seed", 0))
-    shown = opened.first(images)
-    history, facts = (read_metrics(folder), health.read_facts(folder)) if folder.is_dir() else ([], {})
-    where = f"{len(shown):,} of {len(opened):,} images of {Path(config.root).name}, {split}"
-    return Case(f"{folder.name} {checkpoint or ''}".strip(), model, processor, shown, settings, history, facts,
-                diagnostics.checkpoints(folder) if folder.is_dir() else [], where)
 
 
 # Chapters -------------------------------------------------------------------------------------------------
@@ -244,8 +172,6 @@ def _probes(case: Case) -> list[str]:
 @torch.no_grad()
 def _encoded(model: BitGen, pixels: torch.Tensor, processor: Processor) -> torch.Tensor:
     """Features (N, D) of uint8 pixels (N, 3, S, S)."""
-    from bitgen.images import normalise
-
     vision = processor.vision
     return torch.cat([model.encode_image(normalise(part, vision.mean, vision.std)) for part in pixels.split(64)])
 
@@ -302,8 +228,7 @@ def network(case: Case) -> Section:
                          "same whatever comes in; large outliers do not survive low precision."))
     blocks.append(figure(network_figures.attention_entropy(attention.attention_entropy(model, batch)), "A head near 1 "
                          "averages over everything, one near 0 looks at a single token."))
-    blocks.append(figure(_looks(case), "Where the decoder looks when it says each word of the first caption; in the "
-                         "last tile, what the contrast needs to see for the whole caption."))
+    blocks += _looks(case)
     lines = diagnostics.landscape(model, batch, case.loss, points=9, directions=1)
     blocks.append(figure(network_figures.landscape(*lines), "A wide bowl forgives rounding and pruning; a narrow one "
                          "does not."))
@@ -311,20 +236,21 @@ def network(case: Case) -> Section:
                    blocks)
 
 
-def _looks(case: Case):
+def _looks(case: Case) -> list[str]:
     """The first image under the words of its first caption, and under occlusion."""
     place = case.gallery.indices[0]
-    words = case.processor(text=[case.data.captions[place][0]])
     pixels = case.batch.pixel_values[:1]
-    words = {name: value.to(pixels.device) for name, value in words.items()}
-    seen = attention.decoder_looks(case.model, pixels, **words)[:-1][:22]
-    needed = attention.occlusion(case.model, pixels, **words).clamp(min=0)
+    words = {name: value.to(pixels.device) for name, value in
+             case.processor(text=[case.data.captions[place][0]]).items()}
+    seen = attention.decoder_looks(case.model, pixels, **words)[:-1][:23].cpu().numpy()
+    needed = attention.occlusion(case.model, pixels, **words)[None].cpu().numpy()
     ids = words["input_ids"][0, 1: 1 + len(seen)].tolist()
     said = [case.processor.tokenizer.decode([i]).strip() or "·" for i in ids]
-    needed = needed / needed.mean().clamp(min=1e-12) * seen.mean()
-    weights = torch.cat([seen, needed[None]]).cpu().numpy()
     image = case.data.pixels(place, case.processor.vision.image_size).numpy()
-    return network_figures.attention(image, [*said, "needed"], weights)
+    return [figure(network_figures.attention(image, said, seen), "Where the decoder looks when it says each word of "
+                   "the first caption."),
+            figure(network_figures.attention(image, ["the whole caption"], needed, title="What the contrast needs"),
+                   "How far the cosine of image and caption falls when a patch is painted over.")]
 
 
 def _recall(case: Case) -> dict[str, float]:

@@ -64,12 +64,12 @@ def run(tmp_path_factory):
         values = {"model": to_dict(model.config), "vision": to_dict(model.vision_config)}
         (where / "config.json").write_text(json.dumps(values))
         Processor(tokenizer, model.vision_config, 64).save(where)
-        optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, None, 0.02))
+        (where / "run.json").write_text(json.dumps(to_dict(config)))
+        optimizer = torch.optim.AdamW(parameter_groups(model, config.optim))
         sum(p.square().sum() for p in model.parameters() if p.requires_grad).backward()
         optimizer.step()
         torch.save({"optimizer": optimizer.state_dict()}, where / f"checkpoint-{step}.pt")
     (folder / "checkpoint-20.pt").unlink()
-    (folder / "run.json").write_text(json.dumps(to_dict(config)))
     rows = [{"step": step, "itc": 4.1, "itc_chance": 4.1, "t2i": 0.01, "i2t": 0.01, "t2i_chance": 0.016,
              "i2t_chance": 0.016, "itm_acc": 0.66, "itm_acc_chance": 0.667, "grad_norm": 0.001, "grad_norm/text": 0.001,
              "logit_scale": 14.0, "gate/0.word_gate": 0.0, "lr": 1e-3} for step in range(1, 2002, 100)]

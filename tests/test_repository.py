@@ -31,7 +31,7 @@ ORDER = """
     listing shards annotations formats cache streamed dataset
     processing negatives data prepare
     model
-    objective leak checkpoint projector logs exits precision
+    objective leak checkpoint projector hover logs exits precision
     signs checks health
     accounting evaluate markdown facts record card
     repository upload outbox push
@@ -39,7 +39,7 @@ ORDER = """
     randomness strict_json admission wire download hub
     catalogue engine store gallery query indexing index parquet index_commands
     boards batches validation journal signals setup snapshot saving trainer
-    report cli __main__
+    case report cli __main__
 """.split()
 
 # What takes seconds to import, or belongs to an extra, is imported by the function that needs it.
