@@ -1,0 +1,110 @@
+"""The state of a run: what is not whole or not finite is refused, what cannot be the same is said."""
+
+import json
+
+import pytest
+import torch
+from test_trainer import config, plain, run, small  # noqa: F401
+
+from bitgen import checkpoint, snapshot
+from bitgen.exits import Stop
+from bitgen.health import Verdict
+from bitgen.images import BadImage
+from bitgen.journal import Journal
+from bitgen.logs import METRICS, read_metrics
+from bitgen.trainer import Trainer
+
+
+def taken(trainer):
+    return snapshot.take(trainer.folder, trainer.objective, trainer.optimizer, trainer.accelerator, {"step": 1})
+
+
+@pytest.mark.parametrize("place", ["weight", "buffer", "moment"])
+def test_what_is_not_finite_is_not_saved(run, place):  # noqa: F811
+    trainer = Trainer(config(run, "--resume", "auto"))
+    trainer._resume()
+    taken(trainer)
+    spoilt = {"weight": trainer.model.logit_scale, "buffer": trainer.model.memory.usage,
+              "moment": next(iter(trainer.optimizer.state.values()))["exp_avg_sq"]}[place]
+    with torch.no_grad():
+        spoilt.fill_(float("inf"))
+    with pytest.raises(Stop, match="1 tensors hold NaN or infinity") as stop:
+        taken(trainer)
+    assert stop.value.code == 76
+
+
+def test_other_threads_are_allowed_and_said(run, capsys):  # noqa: F811
+    trainer, threads = Trainer(config(run, "--resume", "auto")), torch.get_num_threads()
+    trainer._resume()
+    assert "not bit-exact" not in capsys.readouterr().err
+    torch.set_num_threads(threads + 1)
+    try:
+        trainer._resume()
+    finally:
+        torch.set_num_threads(threads)
+    assert f"not bit-exact: threads {threads} -> {threads + 1}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoil, reason", [
+    (lambda state: state.pop("random"), "'random' is missing"),
+    (lambda state: state["random"][0].pop("torch"), "'torch' is missing"),
+    (lambda state: state["random"][0].update(torch=torch.zeros(3, dtype=torch.uint8)), "RuntimeError"),
+    (lambda state: state["objective"].popitem(), "Missing key"),
+    (lambda state: state["optimizer"]["param_groups"].pop(), "ValueError"),
+])
+def test_a_state_that_is_not_whole_is_refused(run, tmp_path, spoil, reason):  # noqa: F811
+    trainer = Trainer(config(run, "--resume", "auto"))
+    state = torch.load(run / "checkpoint-6" / "checkpoint-6.pt", weights_only=True)
+    spoil(state)
+    folder = checkpoint.save(tmp_path, 6, {"checkpoint-6.pt": lambda path: torch.save(state, path)})
+    with pytest.raises(Stop, match="not whole") as stop:
+        snapshot.restore(folder, tmp_path, trainer.objective, trainer.optimizer, trainer.accelerator)
+    assert stop.value.code == 3 and reason in str(stop.value)
+
+
+def test_metrics_lost_in_a_crash_come_back_from_the_checkpoint(run, tmp_path):  # noqa: F811
+    whole = (run / METRICS).read_bytes()
+    path = tmp_path / METRICS
+    for held in (None, b"", whole[:100], b"?" * len(whole)):
+        if held is not None:
+            path.write_bytes(held)
+        snapshot._put_back(whole, tmp_path)
+        assert path.read_bytes() == whole
+    path.write_bytes(whole + b"later")
+    snapshot._put_back(whole, tmp_path)
+    assert path.read_bytes() == whole + b"later"  # the log cuts that off by itself
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_by_name_is_refused(tmp_path):
+    (tmp_path / "checkpoint-1").mkdir()
+    with pytest.raises(Stop, match="MANIFEST.json is missing") as stop:
+        snapshot.find(str(tmp_path / "checkpoint-1"), tmp_path)
+    assert stop.value.code == 3
+    with pytest.raises(Stop, match="none of the 1 checkpoints") as stop:
+        snapshot.find("auto", tmp_path)
+    assert snapshot.find("auto", tmp_path / "empty") is None and snapshot.find(None, tmp_path) is None
+
+
+def test_unreadable_images_are_named_once_whatever_is_resumed(tmp_path, monkeypatch):
+    settings = ["--data.max-bad-fraction", "0.5", "--save-every", "2"]
+    for steps, resume in ((2, []), (4, ["--resume", "auto"])):
+        trainer = Trainer(config(tmp_path, *settings, "--optim.max-steps", str(steps), *resume))
+        pixels = trainer.train_data.pixels
+
+        def broken(i, size, pixels=pixels):
+            if i % 10 == 0:
+                raise BadImage(f"number {i}")
+            return pixels(i, size)
+
+        monkeypatch.setattr(trainer.train_data, "pixels", broken)
+        trainer.fit()
+    named = [json.loads(line)["image"] for line in (tmp_path / "bad_images.jsonl").read_text().splitlines()]
+    assert len(named) == len(set(named)) == read_metrics(tmp_path)[-1]["bad_images"] > 2
+
+
+def test_a_hopeless_run_ends_with_a_checkpoint_where_that_is_wanted(tmp_path, monkeypatch):
+    verdict = Verdict("contrast", 5.0, "BAD", "rule", "meaning", "remedy", 5.0, 1, True)
+    monkeypatch.setattr(Journal, "hopeless", verdict)
+    with pytest.raises(Stop, match="after step 1: BAD contrast") as stop:
+        Trainer(config(tmp_path, "--stop-on", "bad")).fit()
+    assert stop.value.code == 77 and checkpoint.newest(tmp_path)[0].name == "checkpoint-1"
