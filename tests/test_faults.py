@@ -1,6 +1,7 @@
 """A run that is killed, stopped, refused the disk or damaged ends as if nothing had been; see benchmarks/faults.py."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.timeout(900)  # all of it is done for the first test; a
 def found(tmp_path_factory):
     result = tmp_path_factory.mktemp("faults") / "found.json"
     command = [sys.executable, ROOT / "benchmarks/faults.py", "--kills", "30", "--steps", "40", "--json", result]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(result.read_text())
 
