@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from bitgen.processing import Processor
 
 PARTS = ("vision.", "project.", "norm_image.", "itc_image.", "text.", "itc_text.")
 """Weights that contrastive features come from; memory, fusion and decoder have no part in them."""
+SETTINGS = ("num_heads", "pooling", "ternary")
+"""What features depend on that weights do not show; all other settings may change without an index being lost."""
 
 
 @dataclass
@@ -120,7 +122,8 @@ def fingerprint(model: BitGen, processor: Processor) -> str:
     state = hashlib.blake2b(digest_size=16)
     vision = processor.vision
     said = {"image_size": vision.image_size, "mean": list(vision.mean), "std": list(vision.std),
-            "max_tokens": processor.max_tokens, "model": asdict(model.config), "tower": model.vision_config.tower}
+            "max_tokens": processor.max_tokens, "tower": model.vision_config.tower,
+            **{name: getattr(model.config, name) for name in SETTINGS}}
     state.update(json.dumps(said, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(PARTS):

@@ -614,6 +614,8 @@ def test_the_fingerprint_follows_what_makes_features(tiny):
             weight.view(-1)[0] += 1e-4
             assert fingerprint(other, processor) != known
             weight.view(-1)[0] -= 1e-4
+    assert fingerprint(tiny_model(vocab_size=model.config.vocab_size, dropout=0.3, memory_slots=0), processor) == known
+    assert fingerprint(tiny_model(vocab_size=model.config.vocab_size, pooling="first"), processor) != known
     changed = Processor(processor.tokenizer, VisionConfig(image_size=32, mean=(0.5, 0.5, 0.4)), 16)
     assert fingerprint(model, changed) != known
 
