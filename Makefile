@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 VENV := .venv
 RUN := $(VENV)/bin/python
 
+export PLAYWRIGHT_BROWSERS_PATH := $(abspath $(VENV))/browsers
+
 .DEFAULT_GOAL := help
 .PHONY: help demo app test tensorboard notebooks lab bench lint clean
 

@@ -76,9 +76,14 @@ class Gallery:
         return random.Random(0).sample(self.ids, min(EXAMPLES, len(self.ids)))
 
     @cached_property
-    def sample_features(self) -> np.ndarray:
+    def sample_pictures(self) -> np.ndarray:
         """Their features (n, D): what a random picture scores."""
         return self.index.features(self.sample)
+
+    @cached_property
+    def sample_captions(self) -> np.ndarray:
+        """Features (n, D) of a caption of each that has one: what a random caption scores."""
+        return self.encoder.text([line for name in self.sample for line in self.captions(name)[:1]])
 
     @cached_property
     def tags(self) -> list[str]:

@@ -86,9 +86,9 @@ class Answer:
     hits: list[Hit]
     wish: Wish
     searched: int
-    """Pictures in the gallery."""
+    """Pictures, or captions, in the gallery."""
     typical: float
-    """Mean similarity of the gallery's pictures: what a random one scores."""
+    """Mean similarity of some of them: what a random one scores."""
     rank: int | None
     """Rank of the right answer by similarity alone, where the query is of the gallery itself."""
     chance: float | None
@@ -104,6 +104,8 @@ def search(bench: Bench, view: View, query: Query, wish: Wish = Wish()) -> Answe
     gallery = bench.gallery(view)
     feature = query_feature(gallery, query)
     captions, itself = wish.find == "captions", wish.find == "images" and query.name is not None
+    if captions and not gallery.captions_count:
+        raise ValueError("this gallery has no captions: find pictures instead")
     wanted = max(wish.top, limits.CANDIDATES if wish.rerank else 0) + itself
     found = gallery.index.search(feature, wanted, captions=captions, where=wish.where, threshold=wish.floor)
     texts = found.texts[0] if captions else [next(iter(gallery.captions(name)), "") for name in found.ids[0]]
@@ -113,8 +115,9 @@ def search(bench: Bench, view: View, query: Query, wish: Wish = Wish()) -> Answe
     if wish.rerank:
         hits, note = _reranked(gallery, query, wish, hits)
     rank, chance = _truth(gallery, query, wish, feature)
-    return Answer(hits[:wish.top], wish, len(gallery), float((gallery.sample_features @ feature[0]).mean()), rank,
-                  chance, time.perf_counter() - started, note)
+    typical = float(((gallery.sample_captions if captions else gallery.sample_pictures) @ feature[0]).mean())
+    return Answer(hits[:wish.top], wish, gallery.captions_count if captions else len(gallery), typical, rank, chance,
+                  time.perf_counter() - started, note)
 
 
 def query_feature(gallery: Gallery, query: Query) -> np.ndarray:
@@ -148,8 +151,8 @@ def summary(answer: Answer) -> str:
     """One line about an answer: what was searched, how fast, and what chance would do."""
     if not answer.hits:
         return "Nothing passes the filters." if answer.wish.where else "Nothing is this similar."
-    pictures = "picture" if answer.searched == 1 else "pictures"
-    parts = [f"{answer.searched:,} {pictures} in {1000 * answer.seconds:.0f} ms",
+    things = ("captions" if answer.wish.find == "captions" else "pictures")[:None if answer.searched != 1 else -1]
+    parts = [f"{answer.searched:,} {things} in {1000 * answer.seconds:.0f} ms",
              f"best {max(hit.score for hit in answer.hits):.2f}, a random one {answer.typical:.2f}"]
     if answer.rank is not None:
         parts.append(f"the right one at rank {answer.rank:,}, by chance at {answer.chance:,.0f}")

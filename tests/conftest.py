@@ -13,9 +13,17 @@ atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ.update(
     HOME=HOME, XDG_CACHE_HOME=f"{HOME}/.cache", HF_HOME=f"{HOME}/.cache/huggingface", HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1", CUDA_VISIBLE_DEVICES="", TOKENIZERS_PARALLELISM="false", MPLBACKEND="Agg",
+    GRADIO_TEMP_DIR=f"{HOME}/gradio", GRADIO_ANALYTICS_ENABLED="False",
 )
 os.environ.pop("HF_TOKEN", None)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says it loudly where the app was not seen in a browser."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for reason in sorted({report.longrepr[2] for report in skipped if "NO BROWSER" in str(report.longrepr)}):
+        terminalreporter.section(reason.removeprefix("Skipped: "), sep="!", red=True, bold=True)
 
 
 TOWER = {"model_type": "dinov2", "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,

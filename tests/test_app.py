@@ -148,7 +148,7 @@ def test_a_picture_finds_others_and_captions(bench):
     assert len(others.hits) == 23 and "scene-01.png" not in {hit.name for hit in others.hits}
     said = search.search(bench, bench.start, Query(name="scene-01.png"), Wish("captions", top=48))
     assert said.rank == 1 + [hit.name for hit in said.hits].index("scene-01.png")
-    assert said.chance == pytest.approx(49 / 3)
+    assert said.chance == pytest.approx(49 / 3) and said.searched == 48
     assert {hit.text for hit in said.hits if hit.name == "scene-01.png"} == set(
         bench.gallery(bench.start).captions("scene-01.png"))
 
@@ -197,6 +197,8 @@ def test_tags_narrow_a_gallery_without_captions(bench, place):
     assert {hit.name for hit in found.hits} == {"warm/1.png", "warm/3.png", "warm/5.png"}
     assert bench.gallery(view).tags == ["cold", "warm"] and len(search.examples(bench, view)) == 4
     assert search.summary(found).startswith("6 pictures")
+    with pytest.raises(ValueError, match="no captions: find pictures"):
+        search.search(bench, view, Query("a red ring"), Wish("captions"))
 
 
 def test_reranking_orders_by_both_scores(bench):
