@@ -28,10 +28,10 @@ import gradio as gr
 from app import api, limits
 from app.bench import Bench
 from app.guard import Guard
-from app.pages import ASK, LOAD, Shell, caption, choose, plain, search, watched
+from app.pages import ASK, LOAD, Shell, caption, choose, compare, memory, plain, search, training, watched
 from app.theme import CSS, theme
 
-PAGES = (search, caption)
+PAGES = (search, caption, memory, training, compare)
 
 EMPTY = """
 ## No model yet

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class Trainer:
         check_config(config)
         self.config = config
         self.folder = Path(config.output_dir)
+        AcceleratorState._reset_state()  # or the precision of a process's first run would bind all later ones
         self.accelerator = Accelerator(mixed_precision=precision(config.precision), kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False)])
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process

@@ -273,3 +273,9 @@ def test_evaluation_of_a_run_writes_flat_numbers_and_a_picture(run, tmp_path, ca
     assert {"i2t_median_rank", "rerank_t2i_r10", "chance_i2t_r5", "caption_attributes"} <= report.keys()
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     assert "chance" in capsys.readouterr().out
+
+
+def test_runs_of_two_precisions_follow_one_another_in_one_process(tmp_path):
+    for precision in ("float32", "bf16", "float32"):
+        trainer = Trainer(config(tmp_path / precision, "--precision", precision))
+        assert trainer.accelerator.mixed_precision == {"float32": "no"}.get(precision, precision)
