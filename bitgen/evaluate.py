@@ -59,13 +59,13 @@ class Gallery:
 
 @torch.no_grad()
 def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, device: str | None = None,
-             weight: float = 1.0, gallery: Gallery | None = None) -> dict[str, float]:
+             weight: float = retrieval.RERANK_WEIGHT, gallery: Gallery | None = None) -> dict[str, float]:
     """Everything measured of `model` on `dataset`, as flat keys; the model is left as it was.
 
     - `images`, `captions`, `unreadable` (images that were skipped)
     - `i2t_r1 … t2i_median_rank`, each with `chance_` in front; `i2t_r1_low`, `…_high`: 95 % interval over images
     - `rerank_…`: the first `rerank` candidates (0 leaves it out) put in the order of ITC logit + `weight` x ITM
-      log-odds. Both are log-odds, so the default is their plain sum; choose another weight on validation data only
+      log-odds; the default was chosen on the validation images of `scenes`
     - `fold1k_…`: the mean over folds of 1,000 images, for galleries of 5,000 and more
     - the keys of `perplexities`, and on `scenes` those of `attributes`
 
@@ -160,7 +160,8 @@ def _recalls(prefix: str, i2t: retrieval.Ranking, t2i: retrieval.Ranking, owner:
 
 
 def reranked(model, gallery: Gallery, i2t: retrieval.Ranking, t2i: retrieval.Ranking, first: int = 32,
-             weight: float = 1.0, batch_size: int = 256, device="cpu") -> tuple[retrieval.Ranking, retrieval.Ranking]:
+             weight: float = retrieval.RERANK_WEIGHT, batch_size: int = 256,
+             device="cpu") -> tuple[retrieval.Ranking, retrieval.Ranking]:
     """Both rankings after the `first` candidates of each query were put in the order of ITC logit + weight x log-odds.
 
     A pair that is a candidate in both directions is matched once.

@@ -18,6 +18,7 @@ from torch import Tensor
 from bitgen.images import normalise
 from bitgen.model import BitGen, Encoded, unit
 from bitgen.processing import Processor
+from bitgen.retrieval import RERANK_WEIGHT
 
 PARTS = ("vision.", "project.", "norm_image.", "itc_image.", "text.", "itc_text.")
 """Weights that contrastive features come from; memory, fusion and decoder have no part in them."""
@@ -95,7 +96,7 @@ class Encoder:
         return (logits[:, 1] - logits[:, 0]).float().cpu().numpy()
 
 
-def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weight: float = 1.0) -> Hits:
+def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weight: float = RERANK_WEIGHT) -> Hits:
     """`hits` of Q queries in the order of ITC logit + `weight` x ITM log-odds; `matches` holds the probabilities.
 
     queries: the words that found pictures, or the pictures (as `Processor` takes them) that found captions.
