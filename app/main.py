@@ -79,9 +79,15 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
 
 def launch(run: str | None = None, gallery: str | None = None, host: str = "127.0.0.1", port: int | None = None,
            mcp: bool = False, block: bool = True, quiet: bool = False) -> gr.Blocks:
-    """Serve the page at `host`, only to this computer unless told otherwise. Raises `ValueError` for a bad run."""
+    """Serve the page at `host`, only to this computer unless told otherwise.
+
+    Raises `ValueError` for a host or port that cannot be had, and for MCP without its packages.
+    """
     demo = build_app(run, gallery)
-    demo.launch(**serving(mcp), server_name=host, server_port=port, prevent_thread_lock=not block, quiet=quiet)
+    try:
+        demo.launch(**serving(mcp), server_name=host, server_port=port, prevent_thread_lock=not block, quiet=quiet)
+    except OSError as error:
+        raise ValueError(f"cannot listen at {host}, port {port or '7860 to 7959'}: {error}") from None
     return demo
 
 
@@ -91,7 +97,8 @@ def serving(mcp: bool = False) -> dict:
         api.check_mcp()
     return {"theme": theme(), "css": CSS, "share": False, "allowed_paths": [], "max_file_size": limits.FILE_SIZE,
             "state_session_capacity": limits.SESSIONS, "mcp_server": mcp, "ssr_mode": False, "show_error": False,
-            "footer_links": ["api"], "app_kwargs": {"middleware": [_guard()]}, "enable_monitoring": False}
+            "footer_links": ["api"], "app_kwargs": {"middleware": [_guard()]}, "enable_monitoring": False,
+            "_frontend": False}  # else gradio asks its own page, and gives up after 3 s on a busy computer
 
 
 def _guard():
