@@ -35,7 +35,7 @@ class Recipe:
     """S."""
 
 
-RECIPES = {"two-stage": Recipe("PCA{d},PQ{d}x4fs", 48, 200), "graph": Recipe("HNSW32,SQ8", 0, 100)}
+RECIPES = {"two-stage": Recipe("PCA{d},PQ{d}x4fs", 48, 200), "graph": Recipe("HNSW32,SQ8", 0, 400)}
 ENGINES = ("auto", "exact", *RECIPES)
 
 
