@@ -1,0 +1,343 @@
+"""What a training step takes, part by part, and beside others that do the same.
+
+    python benchmarks/train_step.py                        # where the time goes: `parts`
+    python benchmarks/train_step.py objective              # full objective: ours, contrast alone, the plain way
+    python benchmarks/train_step.py ternary captions
+    python benchmarks/train_step.py peer --batch 64        # contrast alone beside open_clip, where that is installed
+
+The towers: a DINOv2 encoder of ViT-Ti's size, 12 x 192 over 112-pixel images (`--tower small`: 12 x 384), and text of
+4 x 128. `--data` takes what `bitgen train --data.root` takes. Times are medians of steps taken in turn (see measure.py).
+MFU is arithmetic a second over that of the product of two square matrices, measured in the same process; the momentum
+copy's forward counts, since the objective asks for it.
+
+open_clip needs torchvision, which this project never installs; measure it from an environment of its own:
+
+    python -m venv peer && peer/bin/pip install open-clip-torch transformers accelerate pyyaml tyro matplotlib tensorboard
+    PYTHONPATH=. peer/bin/python benchmarks/train_step.py peer --batch 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import measure
+import torch
+from measure import DEVICE, PRECISION
+from plain import PlainObjective
+from torch import Tensor
+
+from bitgen.batches import Feed
+from bitgen.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig, VisionConfig
+from bitgen.data import Batch, Collator, open_data
+from bitgen.losses import text_loss
+from bitgen.model import BitGen
+from bitgen.objective import Objective
+from bitgen.setup import make_optimizer
+from bitgen.tokenizer import Tokenizer
+from bitgen.vision import DINOV2, TOWERS
+
+TOWER = {"tiny": DINOV2 | {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
+         "small": TOWERS["dinov2-small"]}
+GPT2 = 50257
+CONTRAST = {"itm": 0.0, "text": 0.0, "queue": 0, "momentum": 0.0}
+
+
+class Bench:
+    """The data, and steps on one batch of them."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.batch_size, self.rounds, self.tower = options.batch, options.rounds, TOWER[options.tower]
+        data = DataConfig(root=options.data, scenes_train=512, limit=512)
+        self.data = open_data(data, "train", options.image_size)
+        self.tokenizer = Tokenizer.train([text for some in self.data.captions for text in some], 8192)
+        self.config = Config(
+            data=dataclasses.replace(data, captions_per_image=options.captions),
+            vision=VisionConfig(tower=self.tower, image_size=options.image_size),
+            model=ModelConfig(vocab_size=8192, max_tokens=64), loss=LossConfig(queue_start=0),
+            optim=OptimConfig(batch_size=self.batch_size))
+        self.feed = Feed(self.data, self.tokenizer, self.config, DEVICE)
+        self.batch = next(self.feed.batches(0, 1))
+
+    def step(self, kind: type[Objective] = Objective, vocab: int = 8192, precision: str = PRECISION,
+             loss: dict | None = None, batch: Batch | None = None, **model) -> Step:
+        """A step of a new model with changed settings of loss and model."""
+        config = dataclasses.replace(
+            self.config, model=dataclasses.replace(self.config.model, vocab_size=vocab, **model),
+            loss=dataclasses.replace(self.config.loss, **(loss or {})))
+        torch.manual_seed(0)
+        built = BitGen(config.model, config.vision).to(DEVICE)
+        for layer in built.fusion.layers:  # as after some training: closed gates would be as costly, but not alike
+            layer.word_gate.data.fill_(0.5), layer.patch_gate.data.fill_(0.5)
+        task = kind(built, config.loss).to(DEVICE)
+        if kind is Objective:
+            for tower in {task.model.vision, task.momentum.model.vision if task.momentum else task.model.vision}:
+                tower.set_attention(precision, DEVICE)
+        if task.queue is not None:  # full, as it is all the time but at the start
+            task.queue.image.normal_(), task.queue.text.normal_(), task.queue.size.fill_(task.queue.capacity)
+            task.queue.image_ids.random_(), task.queue.caption_ids.random_()
+        optimizer = make_optimizer(task.model, config)
+        if kind is PlainObjective:
+            optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-4, foreach=False)
+        return Step(task.train(), optimizer, self.batch if batch is None else batch, precision)
+
+
+class Step:
+    """One call is a training step as `Trainer` takes it."""
+
+    def __init__(self, task: Objective, optimizer: torch.optim.Optimizer, batch: Batch, precision: str):
+        self.task, self.optimizer, self.batch, self.precision = task, optimizer, batch, precision
+
+    def autocast(self) -> torch.autocast:
+        """bf16 where the step is taken in it."""
+        return torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def __call__(self) -> None:
+        with self.autocast():
+            losses, _, pending = self.task(self.batch)
+        losses["total"].backward()
+        self.update(pending)
+
+    def update(self, pending) -> None:
+        """What follows the backward pass."""
+        norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.task.after_step(self.batch, pending)
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+# Where the time goes --------------------------------------------------------------------------------------
+
+
+def parts(bench: Bench) -> dict:
+    """Each part alone, forward and backward, beside the whole step."""
+    step = bench.step()
+    calls = {"whole step": step} | part_calls(bench, step)
+    for call in calls.values():
+        call()
+    work = {name: measure.flops(call) for name, call in calls.items()}
+    times, most = measure.in_turn(calls, bench.rounds), measure.ceiling()
+    middle = measure.middle(times)
+    whole, rows = middle["whole step"], []
+    rest = whole - sum(some for name, some in middle.items() if name not in ("whole step", "data"))
+    for name, taken in middle.items():
+        rows.append([name, 1e3 * taken, taken / whole, work[name] / 1e9, work[name] / taken / most])
+    rows.append(["not told apart", 1e3 * rest, rest / whole, "", ""])
+    images, captions = len(bench.batch.image_ids), len(bench.batch.caption_ids)
+    print(f"{images} images, {captions} captions of {bench.batch.input_ids.shape[1]} tokens at most "
+          f"({int(bench.batch.attention_mask.sum())} real ones), vocabulary 8,192, queue full; "
+          f"{images / whole:.1f} images/s; ceiling {most / 1e9:.0f} GFLOP/s\n")
+    print(measure.table(["part", "ms", "of the step", "GFLOP", "MFU"], rows))
+    return {"rows": rows, "ceiling": most, "images_per_second": images / whole}
+
+
+def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
+    """Each part of the step by itself, on inputs that are leaves, with backward where it has one."""
+    task, model, batch = step.task, step.task.model, step.batch
+    first, last = ends(batch)
+    with torch.no_grad(), step.autocast():
+        image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, batch.attention_mask)
+        keys = task._keys(batch, image, text)
+    image, text = (type(x)(*(leaf(y) for y in x)) for x in (image, text))
+    similarity = (image.feature @ text.feature.T).T.detach()
+    allowed = batch.image_index[:, None] != torch.arange(len(image.feature), device=DEVICE)
+    with step.autocast():
+        code = leaf(task._match(image, text, batch, first, similarity, allowed, {}, {}))
+        reading, *written = task._episode(image.feature, text.feature[first], code, first >= 0, {}, {})
+        real = batch.attention_mask[:, 1:]
+        states = leaf(model.decode(batch.input_ids[:, :-1], model.context(image, reading)[batch.image_index])[real])
+    reading = type(reading)(*map(leaf, reading))
+    pending = task(batch)[2]
+
+    def contrast() -> Tensor:
+        with torch.autocast(DEVICE.type, enabled=False):
+            return task._contrast(image.feature, text.feature, keys, batch, first, {})[0]
+
+    def matching(losses: dict) -> Tensor:
+        task._match(image, text, batch, first, similarity, allowed, losses, {})
+        return losses["itm"]
+
+    def memory(losses: dict) -> Tensor:
+        read = task._episode(image.feature, text.feature[first], code, first >= 0, losses, {})[0]
+        return losses["memory_kl"] + read.mean.sum()
+
+    def decoder() -> Tensor:
+        context = model.context(image, reading)[batch.image_index]
+        return model.decode(batch.input_ids[:, :-1], context)[real].float().sum()
+
+    def update() -> None:
+        for parameter in model.parameters():
+            parameter.grad = gradients[parameter]
+        step.update(pending)
+
+    def learn(forward: Callable[[], Tensor]) -> Callable[[], None]:
+        def call() -> None:
+            with step.autocast():
+                loss = forward()
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+        return call
+
+    def momentum() -> None:
+        with step.autocast():
+            task._keys(batch, image, text)
+
+    gradients = {p: torch.randn_like(p) * 1e-4 for p in model.parameters()}
+    targets, embedding = batch.input_ids[:, 1:][real], model.text.embedding.weight
+    return {
+        "data": lambda: next(bench.feed.batches(1, 2)),
+        "vision": learn(lambda: summed(model.image_tokens(batch.pixel_values))),
+        "text": learn(lambda: summed(model.text_tokens(batch.input_ids, batch.attention_mask))),
+        "momentum keys": momentum,
+        "contrast with queue": learn(contrast),
+        "fusion and matching": learn(lambda: matching({})),
+        "memory": learn(lambda: memory({})),
+        "decoder": learn(decoder),
+        "text loss": learn(lambda: text_loss(states, embedding, targets)[0]),
+        "optimizer, averages, queue": update,
+    }
+
+
+def ends(batch: Batch) -> tuple[Tensor, Tensor]:
+    """First and last caption of each image."""
+    last = torch.bincount(batch.image_index).cumsum(0) - 1
+    return torch.cat([last.new_zeros(1), last[:-1] + 1]), last
+
+
+def leaf(x: Tensor) -> Tensor:
+    """The same numbers, with a gradient of their own."""
+    return x.detach().clone().requires_grad_(x.is_floating_point())
+
+
+def summed(encoded) -> Tensor:
+    return encoded.tokens.float().sum() + encoded.feature.sum()
+
+
+# Beside others --------------------------------------------------------------------------------------------
+
+
+def objective(bench: Bench) -> dict:
+    """The full objective with two vocabularies, contrast alone, and the plain way of writing the same."""
+    steps = {
+        "full, GPT-2's vocabulary": bench.step(vocab=GPT2),
+        "full, vocabulary 8,192": bench.step(),
+        "full without the text loss, 8,192": bench.step(loss={"text": 0.0}),
+        "contrast alone, 8,192": bench.step(loss=CONTRAST, memory_slots=0),
+        "plain, GPT-2's vocabulary, " + PRECISION: bench.step(PlainObjective, GPT2),
+    }
+    if PRECISION != "float32":
+        steps["plain, GPT-2's vocabulary, float32"] = bench.step(PlainObjective, GPT2, "float32")
+    return compared(bench, steps, "full, GPT-2's vocabulary")
+
+
+def ternary(bench: Bench) -> dict:
+    """What ternary weights and 8-bit activations cost, everywhere outside the vision tower."""
+    return compared(bench, {"full precision": bench.step(), "ternary": bench.step(ternary=True)}, "full precision")
+
+
+def captions(bench: Bench) -> dict:
+    """Five captions an image on one image forward, and each with an image forward of its own."""
+    collator = Collator(bench.data, bench.tokenizer, bench.batch.pixel_values.shape[-1], 5, 0)
+    together = bench.feed.prepare(collator(range(bench.batch_size)), 0)
+    apart = dataclasses.replace(
+        together, pixel_values=together.pixel_values[together.image_index],
+        image_ids=together.image_ids[together.image_index],
+        image_index=torch.arange(len(together.image_index), device=DEVICE))
+    steps = {f"{name}, {how}": bench.step(loss=loss, batch=batch, **model)
+             for name, loss, model in (("contrast alone", CONTRAST, {"memory_slots": 0}), ("full", {}, {}))
+             for how, batch in (("five together", together), ("one by one", apart))}
+    return compared(bench, steps, "contrast alone, five together")
+
+
+def peer(bench: Bench) -> dict:
+    """Contrast alone beside open_clip: the same towers, vocabulary, images and captions."""
+    steps = {f"bitgen, {name}": bench.step(loss=CONTRAST, precision=name, memory_slots=0)
+             for name in dict.fromkeys([PRECISION, "float32"])}
+    length = bench.batch.input_ids.shape[1]
+    for name in dict.fromkeys([PRECISION, "float32"]):
+        steps[f"open_clip, {name}, {length} tokens"] = OpenClip(bench, name, length)
+        steps[f"open_clip, {name}, 77 tokens (its default)"] = OpenClip(bench, name, 77)
+    if DEVICE.type == "cuda":
+        steps[f"open_clip, {PRECISION}, {length} tokens, compiled"] = OpenClip(bench, PRECISION, length, compiled=True)
+    return compared(bench, steps, f"bitgen, {PRECISION}")
+
+
+class OpenClip:
+    """A training step of open_clip (its `train_one_epoch`): forward, loss, backward, clip, AdamW, clamp of the scale."""
+
+    def __init__(self, bench: Bench, precision: str, length: int, compiled: bool = False):
+        try:
+            from open_clip import CLIP, ClipLoss
+        except ImportError as error:
+            raise SystemExit(f"open_clip cannot be imported ({error}); how to measure it: --help") from None
+        torch.manual_seed(0)
+        tower, model = bench.tower, bench.config.model
+        self.model = CLIP(
+            model.hidden_size, {"layers": tower["num_hidden_layers"], "width": tower["hidden_size"], "head_width": 64,
+                                "patch_size": tower["patch_size"], "image_size": bench.config.vision.image_size},
+            {"context_length": length, "vocab_size": model.vocab_size, "width": model.hidden_size,
+             "heads": model.num_heads, "layers": model.text_layers}).to(DEVICE).train()
+        self.loss, self.precision = ClipLoss(), precision
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        self.optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.2}, {
+            "params": [p for p in self.model.parameters() if p.ndim < 2], "weight_decay": 0.0}], lr=1e-4)
+        ids = bench.batch.input_ids * bench.batch.attention_mask
+        self.images = bench.batch.pixel_values[bench.batch.image_index]
+        self.ids = torch.nn.functional.pad(ids, (0, length - ids.shape[1]))
+        self.batch = bench.batch
+        self.forward = torch.compile(self.model) if compiled else self.model
+
+    def __call__(self) -> None:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.loss(*self.forward(self.images, self.ids)[:3])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, 4.6052)
+
+
+def compared(bench: Bench, steps: dict[str, Step], base: str) -> dict:
+    """Steps in turn: time, arithmetic, peak memory, and how many times as long as `base` each takes."""
+    times = measure.in_turn(steps, bench.rounds)
+    work, most = {name: measure.flops(step) for name, step in steps.items()}, measure.ceiling()
+    rows, medians = [], measure.middle(times)
+    for name, step in steps.items():
+        memory, taken = measure.peak_bytes(step), medians[name]
+        rows.append([name, 1e3 * taken, len(step.batch.image_ids) / taken, len(step.batch.caption_ids) / taken,
+                     measure.ratio(times, name, base), work[name] / 1e9, work[name] / taken / most, memory / 1e6])
+    print(measure.table(["step", "ms", "images/s", "captions/s", "times as long", "GFLOP", "MFU", "peak MB"], rows))
+    return {"rows": rows, "ceiling": most, "times": times}
+
+
+STUDIES = {study.__name__: study for study in (parts, objective, ternary, captions, peer)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", default=["parts"], metavar="STUDY", help=", ".join(STUDIES))
+    parser.add_argument("--data", default="scenes")
+    parser.add_argument("--tower", choices=TOWER, default="tiny")
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--batch", type=int, default=32, help="images a step")
+    parser.add_argument("--captions", type=int, default=2, help="captions an image")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if unknown := set(options.studies) - set(STUDIES):
+        parser.error(f"no study {', '.join(unknown)}; there are {', '.join(STUDIES)}")
+    where = measure.begin()
+    bench = Bench(options)
+    found = {}
+    for name in options.studies:
+        print(f"## {name}: {STUDIES[name].__doc__}\n")
+        found[name] = STUDIES[name](bench)
+    measure.write(options.json, {"environment": where, "settings": vars(options) | {"json": None}, **found})
+
+
+if __name__ == "__main__":
+    main()
