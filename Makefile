@@ -23,7 +23,7 @@ app: $(VENV)/with-app,index ## search and look inside what make demo trained, in
 	$(RUN) -m bitgen app
 
 test: $(VENV)/with-dev,viz,data,app,index,notebooks $(VENV)/browser ## the whole test suite, with a real browser
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 tensorboard: $(VENV)/with-core ## the curves of every run under runs/
 	$(RUN) -m tensorboard.main --logdir runs

@@ -1,4 +1,4 @@
-"""The tests run offline, on the CPU, with two threads at most, and leave nothing in the user's home."""
+"""The tests run offline, on the CPU, with one thread a process, and leave nothing in the user's home."""
 
 import atexit
 import os
@@ -16,7 +16,7 @@ os.environ.update(
     GRADIO_TEMP_DIR=f"{HOME}/gradio", GRADIO_ANALYTICS_ENABLED="False",
 )
 os.environ.pop("HF_TOKEN", None)
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_terminal_summary(terminalreporter):
