@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 from bitgen import card, checkpoint
 from bitgen.config import Config
 from bitgen.exits import PUSH, Stop
+from bitgen.outbox import ROOT
 from bitgen.push import Publisher
 
 FAILED = 3
 """Saves in a row that fail before the run ends."""
-PUBLISHED = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json")
 PUSHING, LEAVING = 900.0, 3.0
 """Seconds that the last push may take at the end of a run, and of one that is told to stop: it can be made up for."""
 
@@ -35,7 +35,7 @@ class Saver:
         """
         try:
             path = checkpoint.save(self.folder, step, writers, keep=self.keep, best_step=best_step)
-            checkpoint.publish(path, PUBLISHED, self.folder)
+            checkpoint.publish(path, ROOT, self.folder)
         except checkpoint.CheckpointError as error:
             self.failed += 1
             _say(f"warning: {error}; training goes on")
@@ -47,7 +47,7 @@ class Saver:
     def publish(self, path: Path) -> None:
         """Weights of the checkpoint that the run goes on from at its root: a kill may have come between the two."""
         try:
-            checkpoint.publish(path, PUBLISHED, self.folder)
+            checkpoint.publish(path, ROOT, self.folder)
         except checkpoint.CheckpointError as error:
             _say(f"warning: {error}; training goes on")
 
