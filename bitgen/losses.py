@@ -41,26 +41,35 @@ def matching_loss(logits: Tensor, matched: Tensor) -> Tensor:
 class _LinearCrossEntropy(torch.autograd.Function):
     """Loss and gradient of `hidden @ weight.T` against targets, a few hundred rows at a time.
 
-    The (rows, V) logits of the whole batch never exist: each chunk's gradient is made while its logits are there.
+    The (rows, V) logits of the whole batch never exist: each chunk's gradient is made while its logits are there, and
+    with as few passes over them as there can be. A row is divided by its sum before or after it meets the other
+    matrix, never as V numbers; what smoothing adds is the same for all rows, and for all entries of the vocabulary.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, smoothing, chunk):
         rows, vocab = len(hidden), len(weight)
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
-        nll, smooth = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden, grad_weight = (torch.zeros_like(x, dtype=torch.float32) for x in (hidden, weight))
+        nll, total = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.float32)
         matrix = weight.to(hidden.dtype)
         for start in range(0, rows, chunk):
             part, target = hidden[start:start + chunk], targets[start:start + chunk, None]
-            log_p = (part @ matrix.T).float().log_softmax(1)                      # (chunk, V)
-            nll -= log_p.gather(1, target).sum()
-            smooth -= log_p.sum() / vocab
-            grad = log_p.exp_().sub_(smoothing / vocab)
-            grad.scatter_add_(1, target, grad.new_full(target.shape, smoothing - 1.0))
-            grad = grad.div_(rows).to(hidden.dtype)
-            grad_hidden[start:start + chunk] = grad @ matrix
-            grad_weight += (grad.T @ part).float()
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            logits = part @ matrix.T                                              # (chunk, V)
+            peak, right = logits.amax(1, keepdim=True).float(), logits.gather(1, target).float()
+            mass = logits.float().sub_(peak).exp_()                               # a row's probabilities times `whole`
+            whole = mass.sum(1, keepdim=True)
+            log_whole = peak + whole.log()
+            nll += (log_whole - right).sum()
+            total += log_whole.sum()
+            mass.scatter_add_(1, target, whole * (smoothing - 1.0))
+            mass = mass.to(hidden.dtype)
+            grad_hidden[start:start + chunk] = (mass @ matrix) / whole
+            grad_weight += mass.T @ (part / whole).to(hidden.dtype)
+        entries, states = weight.float().sum(0), hidden.float().sum(0)
+        grad_hidden.sub_(entries, alpha=smoothing / vocab).div_(rows)
+        grad_weight.sub_(states, alpha=smoothing / vocab).div_(rows)
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype))
+        smooth = total - states @ entries / vocab
         loss, nll = ((1 - smoothing) * nll + smoothing * smooth) / rows, nll / rows
         ctx.mark_non_differentiable(nll)
         return loss, nll
@@ -72,7 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def text_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.1,
-              chunk: int = 512) -> tuple[Tensor, Tensor]:
+              chunk: int = 256) -> tuple[Tensor, Tensor]:
     """Next-token cross-entropy over a tied embedding: (label-smoothed loss, un-smoothed loss without gradient).
 
     Smoothing follows Szegedy et al. 2016 (arXiv 1512.00567, section 7): `(1 - s) nll + s / V * sum(-log p)`.
