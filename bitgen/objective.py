@@ -69,7 +69,9 @@ class Objective(nn.Module):
         first, last = _ends(batch.image_index, len(batch.image_ids))
         with torch.autocast(image.feature.device.type, enabled=False):
             losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, keys, batch, first, report)
-        code = self._match(image, text, batch, first, similarity, allowed, losses, report)
+        code = None
+        if self.config.itm or self.model.memory is not None:
+            code = self._match(image, text, batch, first, similarity, allowed, losses, report)
         another = batch.caption_ids[first] != batch.caption_ids[last]                # than the one to be decoded
         reading, *written = self._episode(image.feature, text.feature[first], code, another, losses, report)
         if self.config.text:
