@@ -28,10 +28,10 @@ import gradio as gr
 from app import api, limits
 from app.bench import Bench
 from app.guard import Guard
-from app.pages import ASK, LOAD, Shell, caption, choose, compare, memory, plain, search, training, watched
+from app.pages import ASK, LOAD, Shell, caption, choose, compare, map, memory, plain, search, training, watched
 from app.theme import CSS, theme
 
-PAGES = (search, caption, memory, training, compare)
+PAGES = (search, caption, memory, map, training, compare)
 
 EMPTY = """
 ## No model yet
@@ -49,7 +49,8 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
     bench = Bench(run, gallery, runs)
     with gr.Blocks(title="BitGen", analytics_enabled=False, delete_cache=(600, limits.UPLOAD_SECONDS)) as demo:
         view = gr.State(None, time_to_live=limits.UPLOAD_SECONDS, delete_callback=bench.close)
-        query, recent = gr.State(None), gr.BrowserState([], storage_key="bitgen-recent")
+        query, wanted = gr.State(None), gr.State(None)
+        recent = gr.BrowserState([], storage_key="bitgen-recent")
         with gr.Row(elem_id="head"):
             gr.Markdown("# BitGen", container=False)
             status = gr.Markdown("Nothing is loaded.", elem_id="status", container=False)
@@ -57,7 +58,7 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
             panel = gr.Column()
             empty = gr.Markdown(EMPTY, visible=bench.start is None, elem_id="no-model")
             with gr.Tabs(visible=bench.start is not None, selected=PAGES[0].ID) as tabs:
-                shell = Shell(bench, view, query, tabs)
+                shell = Shell(bench, view, query, wanted, tabs)
                 for page in PAGES:
                     with gr.Tab(page.TITLE, id=page.ID):
                         page.build(shell)

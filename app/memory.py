@@ -1,15 +1,14 @@
-"""The Memory tab's callbacks: look into the slots; write facts, read them back, forget and undo. No gradio.
+"""The Memory tab's callbacks: write facts, read them back, forget and undo. No gradio; the slots are in `app.slots`.
 
 What a visitor writes is a list of facts in the visitor's own session (`Edits`); the model that all visitors share is
 only read. The memory of a session is its prior with the session's facts written one after the other: so what is
-forgotten or undone leaves no trace, to the bit. K slots, D width, n facts or pictures.
+forgotten or undone leaves no trace, to the bit. D width, n facts or pictures.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
 import weakref
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,14 +19,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from app import limits, search
+from app import limits
 from app.bench import Bench
 from app.gallery import Gallery
 from app.models import Choice, Loaded, View
-from bitgen import slots as slots_module
 from bitgen.memory import Belief
 from bitgen.model import BitGen, Encoded
-from bitgen.slots import Facts, mass
+from bitgen.slots import Facts
 
 FACTS = 48
 """Facts of a session."""
@@ -37,9 +35,6 @@ WORDS = 300
 """Characters of a fact's words."""
 KNOWN = 200  # pictures of the gallery that tell what a slot stands for
 BATCH = 50
-OFTEN, SELDOM = 0.9, 0.05  # a word that is said of more, or of fewer of the pictures, tells nothing about a slot
-WAYS = {"usage": "Usage in training", "norm": "Norm of its content", "address": "Address of the query",
-        "age": "Age of the last write"}
 
 
 class Fact(NamedTuple):
@@ -76,19 +71,6 @@ class Known(NamedTuple):
     facts: Facts
 
 
-class Slots(NamedTuple):
-    """One number a slot (K,); NaN where it is not known."""
-
-    usage: np.ndarray
-    """Share of the address mass in the last training steps."""
-    norm: np.ndarray
-    """Length of what the slot holds, less the mean over slots."""
-    address: np.ndarray
-    """Share of the query's address mass."""
-    age: np.ndarray
-    """Writes of this session since the slot last took more than the uniform share of one."""
-
-
 class Told(NamedTuple):
     """What the model makes of a picture with one state of the memory."""
 
@@ -112,7 +94,7 @@ def write(bench: Bench, view: View, edits: Edits, file: str | None, text: str) -
 
     Raises `ValueError` for a missing picture, no or too many words, a full session, and numbers that are not finite.
     """
-    loaded, edits, text = _with_memory(bench, view), of(view, edits), limits.text(text, "words")
+    loaded, edits, text = with_memory(bench, view), of(view, edits), limits.text(text, "words")
     if not file:
         raise ValueError("give the picture that the words are about")
     if not text:
@@ -165,7 +147,7 @@ def download(bench: Bench, view: View, edits: Edits) -> bytes:
     """
     from safetensors.torch import save
 
-    model, edits = _with_memory(bench, view).model, of(view, edits)
+    model, edits = with_memory(bench, view).model, of(view, edits)
     state = {f"memory.{name}": tensor.detach().clone() for name, tensor in model.memory.state_dict().items()}
     written = belief(model, edits) - model.memory.prior()
     state |= {"memory.written_precision": written.precision, "memory.written_information": written.information}
@@ -180,7 +162,7 @@ def download(bench: Bench, view: View, edits: Edits) -> bytes:
 @torch.no_grad()
 def tell(bench: Bench, view: View, edits: Edits, file: str | None, top: int = 5) -> tuple[Told, Told]:
     """What the model makes of a picture before and after this session's edits. Raises `ValueError` for no picture."""
-    loaded, edits = _with_memory(bench, view), of(view, edits)
+    loaded, edits = with_memory(bench, view), of(view, edits)
     if not file:
         raise ValueError("give a picture to ask about")
     pixels = loaded.processor(images=[file])["pixel_values"]
@@ -197,7 +179,7 @@ def tell(bench: Bench, view: View, edits: Edits, file: str | None, top: int = 5)
 @torch.no_grad()
 def read_back(bench: Bench, view: View, edits: Edits) -> list[tuple[str, int, float, float]]:
     """Each fact read with its picture alone: (words, its rank among the facts, variance before, variance now)."""
-    model, edits = _with_memory(bench, view).model, of(view, edits)
+    model, edits = with_memory(bench, view).model, of(view, edits)
     if not edits.facts:
         return []
     images, values = (torch.stack([getattr(fact, name) for fact in edits.facts]) for name in ("image", "value"))
@@ -215,61 +197,10 @@ def summary(rows: list[tuple[str, int, float, float]]) -> str:
     if not rows:
         return "Nothing is written in this session: what you see is the model's prior."
     first = sum(row[1] == 1 for row in rows)
-    return (f"{len(rows)} written, {first} come back first when their picture is shown (by chance 1 would) · "
+    back = "1 comes back first when its picture is shown" if first == 1 else \
+        f"{first} come back first when their pictures are shown"
+    return (f"{len(rows)} written, {back} (by chance 1 would) · "
             f"unsure {np.mean([row[3] for row in rows]):.3f} now, {np.mean([row[2] for row in rows]):.3f} before")
-
-
-# Slots ----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def slots(bench: Bench, view: View, edits: Edits, query: search.Query | None = None) -> Slots:
-    """Usage, norm, address of the query and age of every slot."""
-    model, edits = _with_memory(bench, view).model, of(view, edits)
-    memory = model.memory
-    held = belief(model, edits).mean()
-    unknown = torch.full((memory.slots,), torch.nan)
-    asked, age = unknown, unknown.clone()
-    if query is not None and (query.words or query.pictured):
-        asked = mass(memory.address(torch.from_numpy(search.query_feature(bench.gallery(view), query))))[0]
-    for ago, fact in enumerate(reversed(edits.facts)):
-        touched = mass(memory.address(fact.key[None]))[0] > 1 / memory.slots
-        age[touched & age.isnan()] = ago
-    return Slots(*(x.float().cpu().numpy() for x in (memory.usage, (held - held.mean(0)).norm(dim=1), asked, age)))
-
-
-def stands_for(bench: Bench, view: View, slot: int, top: int = 6) -> tuple[list[tuple[str, str, float]], list[str]]:
-    """What a slot stands for: the gallery's pictures that use it most, and the words said of them above others.
-
-    Returns (id, caption, share of the picture's address mass) and words with how many times more mass their pictures
-    put on the slot. Both are empty for a gallery without captions. Raises `ValueError` where there is no such slot.
-    """
-    memory = _with_memory(bench, view).model.memory
-    slot, known = limits.whole(slot, "slot", 0, memory.slots - 1), known_of(bench, view)
-    if not known.names:
-        return [], []
-    with torch.no_grad():
-        address = memory.address(known.facts.key)
-    shares = mass(address)[:, slot]
-    found = [(known.names[i], known.texts[i], float(shares[i])) for i in shares.argsort(descending=True)[:top].tolist()]
-    names, labels = _said(known.texts)
-    if not names:
-        return found, []
-    lift = slots_module.by_label(address, labels)[:, slot]
-    best = lift.argsort(descending=True)[:8].tolist()
-    return found, [f"{names[i]} ×{2 ** float(lift[i]):.1f}" for i in best if lift[i] > 0]
-
-
-def likeness(bench: Bench, view: View):
-    """A figure of how alike slots are: used together, and holding alike."""
-    from bitgen.memory_figures import slot_likeness
-
-    memory, known = _with_memory(bench, view).model.memory, known_of(bench, view)
-    if not known.names:
-        raise ValueError("this gallery has no captions: which slots are used together cannot be told")
-    with torch.no_grad():
-        together, held = slots_module.likeness(memory, memory.address(known.facts.key))
-    return slot_likeness(together.numpy(), held.numpy())
 
 
 _KNOWN: weakref.WeakKeyDictionary[Gallery, Known] = weakref.WeakKeyDictionary()  # shared: of a gallery, of no visitor
@@ -279,7 +210,7 @@ def known_of(bench: Bench, view: View) -> Known:
     """Some pictures of the gallery with captions, encoded once for each gallery in memory."""
     gallery = bench.gallery(view)
     if gallery not in _KNOWN:
-        _KNOWN[gallery] = _known(_with_memory(bench, view), gallery)
+        _KNOWN[gallery] = _known(with_memory(bench, view), gallery)
     return _KNOWN[gallery]
 
 
@@ -293,7 +224,8 @@ def any_fact(bench: Bench, view: View) -> tuple[Image.Image, str]:
 # Inside ---------------------------------------------------------------------------------------------------
 
 
-def _with_memory(bench: Bench, view: View) -> Loaded:
+def with_memory(bench: Bench, view: View) -> Loaded:
+    """The model of a view. Raises `ValueError` where it has no memory."""
     loaded = bench.model(view)
     if loaded.model.memory is None:
         raise ValueError("this model has no memory: it was trained with model.memory_slots=0")
@@ -330,14 +262,5 @@ def _nearest(reading: Tensor, facts: tuple[Fact, ...], known: Known, top: int) -
     return [(*named[i], float(cosines[i])) for i in cosines.argsort(descending=True)[:top].tolist()]
 
 
-def _said(texts: list[str]) -> tuple[list[str], Tensor]:
-    """Words that are said of some of the texts, and (n, words) bool which."""
-    sets = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    counts = {word: sum(word in each for each in sets) for word in sorted(set().union(*sets))}
-    words = [word for word, count in counts.items() if SELDOM * len(sets) <= count <= OFTEN * len(sets)]
-    return words, torch.tensor([[word in each for word in words] for each in sets], dtype=torch.bool)
-
-
 def _unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1, eps=1e-9)
-

@@ -43,6 +43,55 @@ CSS = """
 .table-wrap *, .confidence-set * {font-family: var(--font) !important;}
 .sight img {width: 100% !important; max-width: 480px; height: auto !important; border-radius: var(--radius-sm);}
 
+.unseen {display: none !important;}
+#slots .wrap {display: grid; grid-template-columns: repeat(auto-fill, minmax(74px, 1fr)); gap: 6px;}
+#slots label {position: relative; overflow: hidden; padding: 6px 8px; margin: 0; min-width: 0; justify-content: center;
+  white-space: pre; text-align: center; line-height: 1.25; font-size: .8rem; border: 1px solid
+  var(--border-color-primary); background: linear-gradient(to top, var(--primary-200) var(--fill, 0%), transparent 0);
+  color: var(--body-text-color);}
+.dark #slots label {background: linear-gradient(to top, var(--primary-800) var(--fill, 0%), transparent 0);}
+#slots label.selected, #slots label:focus-within {outline: 2px solid var(--color-accent);}
+#slots input {position: absolute; opacity: 0; pointer-events: none;}
+#slots label span {margin: 0; white-space: pre-line;}
+
+#map {--g0: #0072b2; --g1: #e69f00; --g2: #009e73; --g3: #cc79a7; --g4: #56b4e9; --g5: #9a9a9a; --gq: #d55e00;}
+.dark #map {--g0: #4ea3dc; --g2: #2fc79b;}
+#map .map-frame {position: relative; border: 1px solid var(--border-color-primary); border-radius: var(--radius-sm);
+  overflow: hidden; background: var(--background-fill-secondary);}
+#map svg {display: block; width: 100%; height: min(68vh, 640px); cursor: grab; touch-action: pan-y;}
+#map .lassoing svg {cursor: crosshair; touch-action: none;}
+#map svg:focus-visible {outline: 2px solid var(--color-accent); outline-offset: -2px;}
+#map svg path {vector-effect: non-scaling-stroke; fill: none;}
+#map .joins {stroke: var(--body-text-color-subdued); stroke-width: 1px; stroke-opacity: .28;}
+#map .dot {stroke-linecap: round; stroke-width: 9px; stroke-opacity: .85;}
+#map .dot.said {stroke-linecap: square; stroke-width: 6px;}
+#map .dot.out {stroke-opacity: .12;}
+#map .dot.on {stroke-width: 16px; stroke-opacity: 1;}
+#map .g0 {stroke: var(--g0);} #map .g1 {stroke: var(--g1);} #map .g2 {stroke: var(--g2);}
+#map .g3 {stroke: var(--g3);} #map .g4 {stroke: var(--g4);} #map .g5 {stroke: var(--g5);}
+#map .query path {stroke-linecap: round; stroke: var(--gq); stroke-width: 24px; stroke-opacity: .35;
+  pointer-events: none;}
+#map .query .heart {stroke-width: 11px; stroke-opacity: 1;}
+#map .lasso {stroke: var(--color-accent); stroke-width: 2px; fill: var(--color-accent); fill-opacity: .12;}
+.map-tools {position: absolute; top: 8px; right: 8px; display: flex; gap: 4px;}
+.map-tools button {min-width: 34px; height: 34px; padding: 0 9px; border-radius: var(--radius-sm); font-size: .9rem;
+  border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
+  color: var(--body-text-color); cursor: pointer;}
+.map-tools button:hover, .map-tools [aria-pressed=true] {border-color: var(--color-accent);
+  color: var(--color-accent);}
+.map-card {position: absolute; visibility: hidden; width: 176px; padding: 8px; border-radius: var(--radius-sm);
+  border: 1px solid var(--border-color-primary); background: var(--background-fill-primary);
+  color: var(--body-text-color); font-size: .8rem; line-height: 1.35; pointer-events: none; z-index: 2;}
+.map-card.on {visibility: visible;}
+.map-thumb {width: 100%; aspect-ratio: 1; border-radius: var(--radius-sm); image-rendering: pixelated;}
+.map-rank {color: var(--body-text-color-subdued); margin: 6px 0 2px;}
+.map-words {display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 5; overflow: hidden;}
+.map-legend {display: flex; flex-wrap: wrap; gap: 2px 18px; padding: 8px 2px 0; font-size: .85rem;}
+.map-legend i {display: inline-block; width: 11px; height: 11px; border-radius: 6px; margin-right: 6px;}
+#map i.g0 {background: var(--g0);} #map i.g1 {background: var(--g1);} #map i.g2 {background: var(--g2);}
+#map i.g3 {background: var(--g3);} #map i.g4 {background: var(--g4);} #map i.g5 {background: var(--g5);}
+#map i.gq {background: var(--gq);}
+
 footer .divider {display: none !important;}
 
 button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible

@@ -1,4 +1,4 @@
-"""The Training tab's callbacks: curves, gradients, the doctor's verdicts and the card of runs. No gradio.
+"""The Training tab's callbacks: curves, gradients, the doctor's verdicts, worst retrievals and the card. No gradio.
 
 A run is one of those that the owner of the app offers; what a visitor may name is checked against that list.
 """
@@ -6,10 +6,17 @@ A run is one of those that the owner of the app offers; what a visitor may name 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 from app.bench import Bench
+from app.gallery import Progress, silent
+from app.models import Choice, View
+from bitgen import mistakes
 from bitgen.health import Verdict, diagnose, read_facts, read_history
 
 if TYPE_CHECKING:
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
 
 RUNS = 6
 """Runs whose curves are drawn together."""
+WORST, SHOWN = 6, 5  # captions whose picture comes last, and pictures that each finds instead
 GRAVE = ("BAD", "WATCH", "OK")
 
 
@@ -72,6 +80,36 @@ def summary(found: Sequence[Verdict]) -> str:
     waiting = sum(not one.judged for one in found)
     parts = [f"{counts['BAD']} bad", f"{counts['WATCH']} to watch", f"{counts['OK']} in order"]
     return " · ".join(parts + [f"{waiting} not judged"] * bool(waiting))
+
+
+def worst(bench: Bench, view: View, run: str, progress: Progress = silent) -> tuple[Figure, str]:
+    """The captions that find their picture last, as a figure, and a line about how many find it first.
+
+    Of the run's newest weights, or of the checkpoint that is looked at if it is of this run; among a sample of the
+    gallery's pictures with their first captions. Raises `ValueError` for a gallery without captions, and where every
+    caption finds its picture first.
+    """
+    from bitgen import figures
+
+    bench.model(view)
+    here = view if view.choice.source == run else replace(view, choice=Choice(str(_offered(bench, run))))
+    gallery = bench.gallery(bench.open(here, progress))
+    names = [name for name in gallery.sample if gallery.captions(name)]
+    if len(names) < 2:
+        raise ValueError("this gallery has no captions: what they find cannot be shown")
+    images, words = gallery.index.features(names), gallery.sample_captions
+    owner = torch.arange(len(names))
+    found = mistakes.worst(*(torch.as_tensor(x).float() for x in (images, words)), owner, WORST, SHOWN)
+    recall = mistakes.recall(*(torch.as_tensor(x).float() for x in (images, words)), owner, (1,))
+    line = (f"{here.choice.title}: {recall['t2i_r1']:.0%} of {len(names):,} captions find their picture first "
+            f"(95 % interval {recall['t2i_r1_low']:.0%} to {recall['t2i_r1_high']:.0%}, by chance "
+            f"{recall['chance_t2i_r1']:.1%}).")
+    if not found:
+        raise ValueError(f"nothing to show. {line}")
+    rows = [figures.Query(gallery.captions(names[one.caption])[0],
+                          [np.asarray(gallery.picture(names[i])).transpose(2, 0, 1) for i in one.found],
+                          [i == one.image for i in one.found], one.rank) for one in found]
+    return figures.retrievals(rows), line
 
 
 def card(bench: Bench, run: str) -> str:

@@ -14,7 +14,7 @@ pytest.importorskip("faiss")
 
 from safetensors.torch import load as load_tensors
 
-from app import memory
+from app import memory, slots
 from app.bench import Bench
 from app.memory import Edits
 from app.models import Choice, View
@@ -174,17 +174,17 @@ def test_numbers_that_are_not_finite_are_not_written(bench, view, place, monkeyp
 
 
 def test_slots_tell_usage_norm_address_and_age(bench, view, place):
-    empty = memory.slots(bench, view, Edits())
+    empty = slots.look(bench, view, Edits())
     count = bench.model(view).model.memory.slots
     assert all(x.shape == (count,) for x in empty)
     assert all(map(math.isnan, empty.address)) and all(map(math.isnan, empty.age))
-    full = memory.slots(bench, view, written(bench, view, place, 3), Query("a red ring"))
+    full = slots.look(bench, view, written(bench, view, place, 3), Query("a red ring"))
     assert full.address.sum() == pytest.approx(1) and (full.norm != empty.norm).all()
     assert set(full.age[~torch.isnan(torch.from_numpy(full.age)).numpy()]) <= {0, 1, 2} and 0 in full.age
 
 
 def test_a_slot_stands_for_the_pictures_that_use_it_most(bench, view):
-    found, words = memory.stands_for(bench, view, 1)
+    found, words = slots.stands_for(bench, view, 1)
     shares = [share for *_, share in found]
     assert shares == sorted(shares, reverse=True) and len(found) == 6 and words
     known = memory.known_of(bench, view)
@@ -192,11 +192,11 @@ def test_a_slot_stands_for_the_pictures_that_use_it_most(bench, view):
     assert shares[0] == pytest.approx((address / address.sum(1, keepdim=True))[:, 1].max().item(), rel=1e-5)
     for bad in (-1, 10**6, None, math.nan):
         with pytest.raises(ValueError, match="slot"):
-            memory.stands_for(bench, view, bad)
+            slots.stands_for(bench, view, bad)
 
 
 def test_likeness_is_drawn(bench, view):
-    assert len(memory.likeness(bench, view).axes) == 3
+    assert len(slots.likeness(bench, view).axes) == 3
 
 
 def test_the_download_is_the_memory_of_the_session(bench, view, place):
@@ -215,7 +215,7 @@ def test_a_gallery_without_captions_tells_what_it_can(bench, place):
         Image.open(place / f"{i}.png").save(place / "bare" / f"{i}.png")
     bare = Bench(str(place / "runs/first"), str(place / "bare"), place / "runs")
     view = bare.open(bare.start)
-    assert memory.stands_for(bare, view, 0) == ([], [])
+    assert slots.stands_for(bare, view, 0) == ([], [])
     assert memory.tell(bare, view, Edits(), str(place / "0.png"))[0].recalled == []
     with pytest.raises(ValueError, match="no captions"):
-        memory.likeness(bare, view)
+        slots.likeness(bare, view)

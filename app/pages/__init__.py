@@ -29,6 +29,8 @@ class Shell:
     whenever another checkpoint or gallery was chosen."""
     query: gr.State
     """`app.search.Query`: the visitor's last search; `shell.query.change(...)` fires at the next one."""
+    wanted: gr.State
+    """`app.search.Query` that another tab asks Search for: output it here, and lead there through `tabs`."""
     tabs: gr.Tabs
     """To lead to another tab: output `gr.Tabs(selected=ID)` to it."""
 

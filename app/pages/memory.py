@@ -6,31 +6,19 @@ import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 
-from app import limits, memory
+from app import limits, memory, slots
 from app.memory import Edits, Told
 from app.pages import ASK, Shell, plain
 from app.pages.figure import figure
 
 TITLE, ID = "Memory", "memory"
-STYLE = """<style>
-#slots .wrap {display: grid; grid-template-columns: repeat(auto-fill, minmax(74px, 1fr)); gap: 6px;}
-#slots label {position: relative; overflow: hidden; padding: 6px 8px; margin: 0; min-width: 0; justify-content: center;
-  white-space: pre; text-align: center; line-height: 1.25; font-size: .8rem; border: 1px solid
-  var(--border-color-primary); background: linear-gradient(to top, var(--primary-200) var(--fill, 0%), transparent 0);
-  color: var(--body-text-color);}
-.dark #slots label {background: linear-gradient(to top, var(--primary-800) var(--fill, 0%), transparent 0);}
-#slots label.selected {outline: 2px solid var(--color-accent);}
-#slots input {position: absolute; opacity: 0; pointer-events: none;}
-#slots label:focus-within {outline: 2px solid var(--color-accent);}
-#slots label span {margin: 0; white-space: pre-line;}
-</style>"""
+WAIT = "One moment …"
 
 
 def build(shell: Shell) -> None:
     """Writing on top, what it changes below it; then the slots, what each stands for, and how alike they are."""
     bench, view, query = shell.bench, shell.view, shell.query
     edits = gr.State(Edits(), time_to_live=limits.UPLOAD_SECONDS)
-    gr.HTML(STYLE, padding=False)
     gr.Markdown("### Tell it something\nA picture with words becomes a fact in the memory. It stays in your session; "
                 "the model and other visitors never see it.")
     with gr.Row(equal_height=False):
@@ -55,16 +43,20 @@ def build(shell: Shell) -> None:
         save = gr.Button("Prepare a download", size="sm", min_width=80, elem_id="save")
         file = gr.DownloadButton("Download memory.safetensors", size="sm", visible=False, elem_id="memory-file")
     gr.Markdown("### Its slots")
-    by = gr.Radio([(title, way) for way, title in memory.WAYS.items()], value="usage", label="Show", elem_id="slots-by")
-    fills = gr.HTML(padding=False)
+    by = gr.Radio([(title, way) for way, title in slots.WAYS.items()], value="usage", label="Show", elem_id="slots-by")
+    fills = gr.HTML(elem_classes="unseen")
     grid = gr.Radio([], label="Slots: choose one to see what it stands for", elem_id="slots")
     slots_note = gr.Markdown(elem_classes="quiet", elem_id="slots-note")
     said = gr.Markdown("Choose a slot.", elem_classes="quiet", elem_id="slot-said")
     pictures = gr.Gallery(label="Pictures that use this slot most", columns=6, object_fit="contain",
                           allow_preview=False, height="auto", show_label=False, buttons=[], visible=False,
                           elem_id="slot-pictures", elem_classes=["results", "pixelated"])
-    with gr.Accordion("How alike are the slots?", open=False) as alike:
-        drawn = gr.HTML(label="Similarity between slots", padding=False)
+    with gr.Accordion("How much does it hold?", open=False, elem_id="capacity") as full:
+        holds = gr.Markdown(WAIT, elem_classes="quiet", elem_id="capacity-line")
+        curve = gr.HTML(label="Facts that come back first, by how many were written")
+    with gr.Accordion("How alike are the slots?", open=False, elem_id="alike") as alike:
+        alike_line = gr.Markdown(WAIT, elem_classes="quiet")
+        drawn = gr.HTML(label="Similarity between slots")
 
     def listed(view, edits):
         rows = memory.read_back(bench, view, edits)
@@ -104,12 +96,12 @@ def build(shell: Shell) -> None:
         return gr.DownloadButton(value=path, visible=True)
 
     def drawn_slots(view, edits, query, by):
-        values = getattr(memory.slots(bench, view, edits, query), by)
+        values = getattr(slots.look(bench, view, edits, query), by)
         return (gr.Radio([(f"{i}\n{_value(x, by)}", i) for i, x in enumerate(values)], value=None),
                 _fills(values, by), _explained(values, by), "Choose a slot.", gr.Gallery([], visible=False))
 
     def chosen(view, slot):
-        found, lifts = memory.stands_for(bench, view, slot)
+        found, lifts = slots.stands_for(bench, view, slot)
         gallery = bench.gallery(view)
         shown = [(gallery.picture(name), f"{share:.1%} of its address\n{text}") for name, text, share in found]
         line = f"Slot {slot}: words that put more on it than others: {', '.join(lifts)}" if lifts else \
@@ -117,7 +109,12 @@ def build(shell: Shell) -> None:
         return line, gr.Gallery(shown, visible=bool(shown), selected_index=None)
 
     def alike_drawn(view):
-        return figure(memory.likeness(bench, view), "Similarity between slots")
+        return ("Dark off the diagonal are slots that do the same work, or the opposite.",
+                figure(slots.likeness(bench, view), "Similarity between slots"))
+
+    def capacity_drawn(view):
+        drawn, line = slots.capacity(bench, view)
+        return line, figure(drawn, line)
 
     state = [edits, facts, note, forget, undo, file]
     both = [*state, *(part for side in sides for part in side)]
@@ -133,7 +130,10 @@ def build(shell: Shell) -> None:
     for event in (edits.change, by.input, query.change):
         event(plain(drawn_slots), [view, edits, query, by], shown, show_progress="hidden", **ASK)
     grid.input(plain(chosen), [view, grid], [said, pictures], show_progress_on=said, **ASK)
-    alike.expand(plain(alike_drawn), view, drawn, **ASK)
+    full.expand(plain(capacity_drawn), view, [holds, curve], show_progress_on=holds, **ASK)
+    view.change(lambda: [gr.Accordion(open=False), "", WAIT] * 2, None, [full, curve, holds, alike, drawn, alike_line],
+                show_progress="hidden", **ASK)  # what was drawn of another model
+    alike.expand(plain(alike_drawn), view, [alike_line, drawn], show_progress_on=alike_line, **ASK)
 
 
 def _side(name: str) -> list:

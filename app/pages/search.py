@@ -83,6 +83,14 @@ def build(shell: Shell) -> None:
         text = search.examples(bench, view)[number]
         return (*answer(view, Query(text), *wanted), text, None, None)
 
+    def sent(view, wanted, *wish):
+        """What another tab asks for: a picture of the gallery, or words."""
+        if wanted is None:
+            return [gr.skip()] * len(fresh)
+        if wanted.name is not None:
+            return take(view, wanted.name, *wish)[:-1]
+        return (*answer(view, wanted, *wish), wanted.words, None, None)
+
     def choose(view, query, hits, by, event: gr.SelectData):
         row = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
         if not 0 <= row < len(hits):
@@ -101,6 +109,8 @@ def build(shell: Shell) -> None:
     image.clear(lambda: None, None, taken, **ASK)
     view.change(plain(opened), wish_of, [*fresh, samples, tags], **how)
     samples.click(plain(example), [view, samples, *wish], fresh, **how)
+    shell.wanted.change(plain(sent), [view, shell.wanted, *wish], fresh, **how).then(
+        lambda: None, None, shell.wanted, show_progress="hidden", **ASK)   # so that the same point can be asked again
     surprise.click(plain(take_any), wish_of, [*fresh, find], **how)
     similar.click(plain(take), [view, name, gr.State("images"), *wish[1:]], [*fresh, find], **how)
     described.click(plain(take), [view, name, gr.State("captions"), *wish[1:]], [*fresh, find], **how)

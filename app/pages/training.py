@@ -5,10 +5,11 @@ from __future__ import annotations
 import gradio as gr
 
 from app import training
-from app.pages import ASK, Shell, plain
+from app.pages import ASK, LOAD, Shell, plain, watched
 from app.pages.figure import figure
 
 TITLE, ID = "Training", "training"
+WAIT = "One moment …"
 COLUMNS = ["Verdict", "Check", "Value", "What it means", "What to do"]
 
 
@@ -27,7 +28,10 @@ def build(shell: Shell) -> None:
     doctor = gr.Dataframe(headers=COLUMNS, datatype="str", interactive=False, wrap=True, label="Verdicts",
                           show_label=False, elem_id="doctor", buttons=[], max_height=420,
                           column_widths=["90px", "150px", "160px", "320px", "320px"])
-    with gr.Accordion("Gradient norms by module", open=False) as more:
+    with gr.Accordion("Worst retrievals", open=False, elem_id="worst") as wrong:
+        worst_line = gr.Markdown(WAIT, elem_classes="quiet", elem_id="worst-line")
+        worst = gr.HTML(label="Captions whose picture comes last", padding=False)
+    with gr.Accordion("Gradient norms by module", open=False, elem_id="more") as more:
         gradients = gr.HTML(label="Gradient norms by module", padding=False, elem_id="gradients")
     with gr.Accordion("Model card", open=False) as about:
         card = gr.Markdown(elem_id="card")
@@ -41,6 +45,10 @@ def build(shell: Shell) -> None:
 
     def gradients_of(runs):
         return figure(training.gradients(bench, first(runs)), "Gradient norms by module")
+
+    def worst_of(view, runs, progress=gr.Progress()):  # noqa: B008 - gradio's way
+        drawn, line = training.worst(bench, view, first(runs), watched(progress))
+        return line.replace("`", ""), figure(drawn, "Captions whose picture comes last, with what they find instead")
 
     def card_of(runs):
         return training.card(bench, first(runs))
@@ -60,6 +68,10 @@ def build(shell: Shell) -> None:
     how = {"show_progress_on": line, **ASK}
     shell.tabs.select(plain(opened), [view, runs], [runs, curves, line, doctor], **how)
     runs.input(plain(changed), runs, [curves, line, doctor], **how)
+    wrong.expand(plain(worst_of), [view, runs], [worst_line, worst], show_progress_on=worst_line, **LOAD)
+    for event in (view.change, runs.input):
+        event(lambda: [gr.Accordion(open=False)] * 3 + ["", WAIT], None, [wrong, more, about, worst, worst_line],
+              show_progress="hidden", **ASK)  # what is in them was of another run
     more.expand(plain(gradients_of), runs, gradients, **ASK)
     about.expand(plain(card_of), runs, card, **ASK)
 
