@@ -137,6 +137,8 @@ class LossConfig:
     """Images written to the memory together; below the number of slots, or they cannot be told apart."""
     left_out: float = 0.5
     """Share of an episode's images that are decoded without having been written."""
+    chunk: int | None = None
+    """Images encoded at a time, for batches larger than memory: equal gradients for one more forward; else all."""
 
 
 @dataclass

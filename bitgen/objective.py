@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
+from bitgen.chunked import encode_in_chunks
 from bitgen.config import LossConfig
 from bitgen.data import Batch
 from bitgen.losses import contrastive_chance, contrastive_loss, matching_loss, text_loss
@@ -57,8 +58,9 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
         """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to write later."""
-        image = self.model.image_tokens(batch.pixel_values)
-        text = self.model.text_tokens(batch.input_ids, batch.attention_mask)
+        chunk = self.config.chunk
+        image = encode_in_chunks(self.model.image_tokens, chunk, batch.pixel_values)
+        text = encode_in_chunks(self.model.text_tokens, chunk, batch.input_ids, batch.attention_mask)
         queued = self.queue is not None and self.training and int(self.steps) >= self.config.queue_start
         return self.score(image, text, batch, self._keys(batch, image, text) if queued else None)
 
@@ -87,9 +89,10 @@ class Objective(nn.Module):
         first, _ = _ends(batch.image_index, len(batch.image_ids))
         if self.momentum is None:
             return Keys(image.feature.detach(), text.feature[first].detach())
-        encoder = self.momentum.model
-        return Keys(encoder.encode_image(batch.pixel_values),
-                    encoder.encode_text(batch.input_ids[first], batch.attention_mask[first]))
+        encoder, chunk = self.momentum.model, self.config.chunk
+        image = encode_in_chunks(encoder.image_tokens, chunk, batch.pixel_values)
+        text = encode_in_chunks(encoder.text_tokens, chunk, batch.input_ids[first], batch.attention_mask[first])
+        return Keys(image.feature, text.feature)
 
     def _contrast(self, image, text, keys, batch, first, report) -> tuple[Tensor, Tensor, Tensor]:
         """ITC over the batch and, with `keys`, over momentum keys and queue; logits (N, B); which are negatives.
