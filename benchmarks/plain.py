@@ -1,8 +1,8 @@
 """The same model and objective as one would first write them with transformers and torch.nn, to be measured against.
 
-Same weights, same losses (a test holds them equal); none of the savings: torch's own attention layers, fusion over every
-pair in full, the decoder's logits for padding too and all at once, the memory written pair by pair, the moving average
-and AdamW parameter by parameter.
+Same weights, same losses (a test holds them equal); none of the savings: torch's own attention layers, fusion over
+every pair in full, the decoder's logits for padding too and all at once, the memory written pair by pair, the moving
+average and AdamW parameter by parameter.
 """
 
 from __future__ import annotations

@@ -2,18 +2,18 @@
 
     python benchmarks/train_step.py                        # where the time goes: `parts`
     python benchmarks/train_step.py objective              # full objective: ours, contrast alone, the plain way
-    python benchmarks/train_step.py ternary captions
+    python benchmarks/train_step.py ternary captions chunks
     python benchmarks/train_step.py peer --batch 64        # contrast alone beside open_clip, where that is installed
 
-The towers: a DINOv2 encoder of ViT-Ti's size, 12 x 192 over 112-pixel images (`--tower small`: 12 x 384), and text of
-4 x 128. `--data` takes what `bitgen train --data.root` takes. Times are medians of steps taken in turn (see measure.py).
-MFU is arithmetic a second over that of the product of two square matrices, measured in the same process; the momentum
-copy's forward counts, since the objective asks for it.
+The towers: a DINOv2 encoder of ViT-Ti's size, 12 x 192 over 112-pixel images (`--tower small`: 12 x 384), and text
+of 4 x 128. `--data` takes what `bitgen train --data.root` takes. Times are medians of steps taken in turn (see
+measure.py). MFU is arithmetic a second over that of the product of two square matrices, measured in the same process;
+the momentum copy's forward counts, since the objective asks for it.
 
 open_clip needs torchvision, which this project never installs; measure it from an environment of its own:
 
-    python -m venv peer && peer/bin/pip install open-clip-torch transformers accelerate pyyaml tyro matplotlib tensorboard
-    PYTHONPATH=. peer/bin/python benchmarks/train_step.py peer --batch 64
+    python -m venv peer && peer/bin/pip install open-clip-torch -e .
+    peer/bin/python benchmarks/train_step.py peer --batch 64
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from measure import DEVICE, PRECISION
 from plain import PlainObjective
 from torch import Tensor
 
+from bitgen import vision
 from bitgen.batches import Feed
 from bitgen.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig, VisionConfig
 from bitgen.data import Batch, Collator, open_data
@@ -37,11 +38,10 @@ from bitgen.model import BitGen
 from bitgen.objective import Objective
 from bitgen.setup import make_optimizer
 from bitgen.tokenizer import Tokenizer
-from bitgen.vision import DINOV2, TOWERS
 
-TOWER = {"tiny": DINOV2 | {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
-         "small": TOWERS["dinov2-small"]}
-GPT2 = 50257
+TINY = vision.DINOV2 | {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3}
+TOWERS = {"nano": vision.TOWERS["dinov2-nano"], "tiny": TINY, "small": vision.TOWERS["dinov2-small"]}
+VOCAB, GPT2 = 8192, 50257
 CONTRAST = {"itm": 0.0, "text": 0.0, "queue": 0, "momentum": 0.0}
 
 
@@ -49,24 +49,27 @@ class Bench:
     """The data, and steps on one batch of them."""
 
     def __init__(self, options: argparse.Namespace):
-        self.batch_size, self.rounds, self.tower = options.batch, options.rounds, TOWER[options.tower]
+        self.batch_size, self.rounds, self.tower = options.batch, options.rounds, TOWERS[options.tower]
         data = DataConfig(root=options.data, scenes_train=512, limit=512)
         self.data = open_data(data, "train", options.image_size)
-        self.tokenizer = Tokenizer.train([text for some in self.data.captions for text in some], 8192)
+        self.tokenizer = Tokenizer.train([text for some in self.data.captions for text in some], VOCAB)
         self.config = Config(
             data=dataclasses.replace(data, captions_per_image=options.captions),
             vision=VisionConfig(tower=self.tower, image_size=options.image_size),
-            model=ModelConfig(vocab_size=8192, max_tokens=64), loss=LossConfig(queue_start=0),
+            model=ModelConfig(vocab_size=VOCAB, max_tokens=64), loss=LossConfig(queue_start=0),
             optim=OptimConfig(batch_size=self.batch_size))
         self.feed = Feed(self.data, self.tokenizer, self.config, DEVICE)
         self.batch = next(self.feed.batches(0, 1))
 
-    def step(self, kind: type[Objective] = Objective, vocab: int = 8192, precision: str = PRECISION,
+    def step(self, kind: type[Objective] = Objective, vocab: int = VOCAB, precision: str = PRECISION,
              loss: dict | None = None, batch: Batch | None = None, **model) -> Step:
-        """A step of a new model with changed settings of loss and model."""
+        """A step of a new model with changed settings of loss and model; images as large as those of `batch`."""
+        batch = self.batch if batch is None else batch
+        size = batch.pixel_values.shape[-1]
         config = dataclasses.replace(
             self.config, model=dataclasses.replace(self.config.model, vocab_size=vocab, **model),
-            loss=dataclasses.replace(self.config.loss, **(loss or {})))
+            loss=dataclasses.replace(self.config.loss, **(loss or {})),
+            vision=dataclasses.replace(self.config.vision, image_size=size))
         torch.manual_seed(0)
         built = BitGen(config.model, config.vision).to(DEVICE)
         for layer in built.fusion.layers:  # as after some training: closed gates would be as costly, but not alike
@@ -81,7 +84,7 @@ class Bench:
         optimizer = make_optimizer(task.model, config)
         if kind is PlainObjective:
             optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-4, foreach=False)
-        return Step(task.train(), optimizer, self.batch if batch is None else batch, precision)
+        return Step(task.train(), optimizer, batch, precision)
 
 
 class Step:
@@ -252,6 +255,19 @@ def captions(bench: Bench) -> dict:
     return compared(bench, steps, "contrast alone, five together")
 
 
+def chunks(bench: Bench) -> dict:
+    """Contrast alone: an eighth of the batch, the whole, and the whole in chunks of an eighth (`loss.chunk`)."""
+    small = max(bench.batch_size // 8, 1)
+    collator = bench.feed.collator
+    few = bench.feed.prepare(collator(range(small)), 0)
+    return compared(bench, {
+        f"{small} images": bench.step(loss=CONTRAST, batch=few, memory_slots=0),
+        f"{bench.batch_size} images": bench.step(loss=CONTRAST, memory_slots=0),
+        f"{bench.batch_size} images in chunks of {small}": bench.step(loss=CONTRAST | {"chunk": small},
+                                                                      memory_slots=0),
+    }, f"{bench.batch_size} images")
+
+
 def peer(bench: Bench) -> dict:
     """Contrast alone beside open_clip: the same towers, vocabulary, images and captions."""
     steps = {f"bitgen, {name}": bench.step(loss=CONTRAST, precision=name, memory_slots=0)
@@ -259,14 +275,14 @@ def peer(bench: Bench) -> dict:
     length = bench.batch.input_ids.shape[1]
     for name in dict.fromkeys([PRECISION, "float32"]):
         steps[f"open_clip, {name}, {length} tokens"] = OpenClip(bench, name, length)
-        steps[f"open_clip, {name}, 77 tokens (its default)"] = OpenClip(bench, name, 77)
+    steps[f"open_clip, {PRECISION}, 77 tokens (its default)"] = OpenClip(bench, PRECISION, 77)
     if DEVICE.type == "cuda":
         steps[f"open_clip, {PRECISION}, {length} tokens, compiled"] = OpenClip(bench, PRECISION, length, compiled=True)
     return compared(bench, steps, f"bitgen, {PRECISION}")
 
 
 class OpenClip:
-    """A training step of open_clip (its `train_one_epoch`): forward, loss, backward, clip, AdamW, clamp of the scale."""
+    """A step as open_clip's `train_one_epoch` takes it: forward, loss, backward, clip, AdamW, clamp of the scale."""
 
     def __init__(self, bench: Bench, precision: str, length: int, compiled: bool = False):
         try:
@@ -314,14 +330,14 @@ def compared(bench: Bench, steps: dict[str, Step], base: str) -> dict:
     return {"rows": rows, "ceiling": most, "times": times}
 
 
-STUDIES = {study.__name__: study for study in (parts, objective, ternary, captions, peer)}
+STUDIES = {study.__name__: study for study in (parts, objective, ternary, captions, chunks, peer)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", default=["parts"], metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("--data", default="scenes")
-    parser.add_argument("--tower", choices=TOWER, default="tiny")
+    parser.add_argument("--tower", choices=TOWERS, default="tiny")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--captions", type=int, default=2, help="captions an image")
