@@ -54,12 +54,15 @@ CSS = """
 #slots input {position: absolute; opacity: 0; pointer-events: none;}
 #slots label span {margin: 0; white-space: pre-line;}
 
-#map {--g0: #0072b2; --g1: #e69f00; --g2: #009e73; --g3: #cc79a7; --g4: #56b4e9; --g5: #9a9a9a; --gq: #d55e00;}
+#map {--g0: #0072b2; --g1: #e69f00; --g2: #009e73; --g3: #cc79a7; --g4: #56b4e9; --g5: #9a9a9a;
+  --gq: var(--body-text-color);}
+#map, #map .html-container {padding: 0;}
 .dark #map {--g0: #4ea3dc; --g2: #2fc79b;}
 #map .map-frame {position: relative; border: 1px solid var(--border-color-primary); border-radius: var(--radius-sm);
   overflow: hidden; background: var(--background-fill-secondary);}
-#map svg {display: block; width: 100%; height: min(68vh, 640px); cursor: grab; touch-action: pan-y;}
+#map svg {display: block; width: 100%; height: min(56vh, 600px); cursor: grab; touch-action: pan-y;}
 #map .lassoing svg {cursor: crosshair; touch-action: none;}
+#map svg:focus {outline: none;}
 #map svg:focus-visible {outline: 2px solid var(--color-accent); outline-offset: -2px;}
 #map svg path {vector-effect: non-scaling-stroke; fill: none;}
 #map .joins {stroke: var(--body-text-color-subdued); stroke-width: 1px; stroke-opacity: .28;}
@@ -101,6 +104,12 @@ button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visib
   .gradio-container {padding: 10px 12px 32px !important;}
   .results .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important;}
   .table-wrap * {font-size: .85rem;}
+  #examples .gallery {flex-wrap: nowrap; overflow-x: auto; padding-bottom: 4px;}
+  #examples .gallery button {white-space: nowrap; flex: 0 0 auto;}
+  #rerank .info, #picture .wrap {font-size: 0; line-height: 0;}
+  #ask-picture {flex-flow: row nowrap; gap: 10px;}
+  #ask-picture .actions {flex-direction: column; flex-wrap: nowrap; flex: 0 0 auto; width: auto; gap: 10px;}
+  #picture {height: 96px !important; flex: 1 1 auto;}
 }
 """
 

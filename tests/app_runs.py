@@ -8,7 +8,7 @@ from conftest import tiny_model
 from PIL import Image
 from safetensors.torch import save_model
 
-from bitgen.config import VisionConfig, to_dict
+from bitgen.config import Config, VisionConfig, to_dict
 from bitgen.processing import Processor
 from bitgen.scenes import render
 from bitgen.tokenizer import Tokenizer
@@ -41,3 +41,15 @@ def write_gallery(folder: Path, count: int = 24) -> Path:
             Image.fromarray(scenes.pixels[i].transpose(1, 2, 0)).save(folder / name)
             table.writerows([name, caption] for caption in scenes.captions[i][:2])
     return folder
+
+
+def write_metrics(folder: Path, steps: int = 100, **later) -> None:
+    """What training leaves beside a model: metrics of every step, and its settings; `later`: from step 81 on."""
+    rows = [{"step": step, "itc": 5.0 - step / 100, "itc_chance": 5.05, "itm": 0.69, "itm_acc": 0.5,
+             "itm_acc_chance": 0.67, "total": 8.0, "text": 6.0, "grad_norm": 0.3, "grad_norm/text": 0.2,
+             "grad_norm/vision": 0.1, "logit_scale": 14.0, **(later if step > 80 else {})}
+            for step in range(1, steps + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = to_dict(Config())
+    config["optim"]["warmup_steps"] = 10
+    (folder / "run.json").write_text(json.dumps(config))

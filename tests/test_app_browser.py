@@ -1,6 +1,7 @@
-"""A visitor's journey through the app in a real Chromium: both themes, a phone and a desktop.
+"""A visitor's journey through the app in a real Chromium: every tab, both themes, a phone and a desktop.
 
-Nothing may fail, log an error, scroll sideways or ask any other server. Screenshots stay in `build/screenshots`.
+Nothing may fail, log an error, scroll sideways or ask any other server. Screenshots stay in `build/screenshots`. One
+app and one browser serve all tests, since starting them is what costs.
 """
 
 import re
@@ -10,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from app_runs import write_gallery, write_run
+from app_runs import write_gallery, write_metrics, write_run
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -21,27 +22,33 @@ SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 PATIENCE = 90_000  # milliseconds: a guard against hanging, not a promise
 LOOKS = [(1440, "light"), (390, "dark")]
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
+COUNT = 24
+# Software drawing without the detour over an emulated graphics card: half the processor's time.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer"]
+IDLE = "!document.querySelector('.progress-text') && [...document.images].every(image => image.complete)"
+POINT = """n => { const dot = document.querySelectorAll('#map .dot')[n];
+                  const at = dot.getPointAtLength(0).matrixTransform(dot.getScreenCTM()); return [at.x, at.y]; }"""
 
 
 @pytest.fixture(scope="module")
-def browser():
+def context():
     """Chromium: the computer's own, else Playwright's; where there is neither, these tests are skipped."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with playwright.sync_playwright() as driver:
         try:
-            browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+            browser = driver.chromium.launch(executable_path=found, args=FLAGS)
         except playwright.Error as error:
             pytest.skip(f"NO BROWSER TESTS: no Chromium here; make test installs one ({str(error).splitlines()[0]})")
-        yield browser
+        yield browser.new_context(reduced_motion="reduce")  # one for all pages: they share what was fetched
         browser.close()
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("visit")
-    write_run(place / "runs" / "first")
+    write_metrics(write_run(place / "runs" / "first"))
     write_run(place / "runs" / "first" / "checkpoint-7", seed=5)
-    write_gallery(place / "gallery")
+    write_gallery(place / "gallery", COUNT)
     Image.new("RGB", (30, 30), "red").save(place / "mine.png")
     (place / "page.png").write_bytes(b"<script>document.title = 'owned'</script>")
     return place
@@ -62,14 +69,14 @@ def served(*arguments, **options):
 
 
 @pytest.fixture
-def visit(browser, request):
+def visit(context):
     """Opens pages, and fails afterwards if anything went wrong in one of them."""
-    troubles, contexts = [], []
+    troubles, pages = [], []
 
     def open_page(address, width=1440, theme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 900})
-        contexts.append(context)
         page = context.new_page()
+        pages.append(page)
+        page.set_viewport_size({"width": width, "height": 900})
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: message.type == "error" and troubles.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
@@ -82,32 +89,61 @@ def visit(browser, request):
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert not troubles
 
 
 def settle(page, name):
-    """Nothing moves any more: take the picture, and see that the page does not scroll sideways."""
-    page.wait_for_timeout(300)  # transitions end; the stream of events never does
+    """Nothing is loading any more: take the picture, and see that the page does not scroll sideways."""
+    page.wait_for_function(IDLE)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True, animations="disabled")
     wide, window = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert wide <= window, f"{name}: {wide} pixels wide in a window of {window}"
 
 
-@pytest.mark.timeout(300)
+def shows(page, selector, text):
+    """Wait until a part of the page says something."""
+    page.wait_for_function("([part, text]) => document.querySelector(part)?.innerText.includes(text)",
+                           arg=[selector, text])
+
+
+def tab(page, title):
+    """Open a tab; a narrow window keeps some behind a menu."""
+    button = page.get_by_role("tab", name=title, exact=True)
+    if not button.is_visible():
+        page.locator(".overflow-menu > button").first.click()
+        button = page.locator(".overflow-dropdown button", has_text=title)
+    button.click()
+
+
+# The journey: one part a tab --------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("width, theme", LOOKS)
-def test_a_visitor_searches_looks_and_captions(visit, address, width, theme):
-    page = visit(address, width, theme)
-    look = f"{width}-{theme}"
+def test_a_visitor_goes_through_every_tab(visit, address, width, theme):
+    page, look = visit(address, width, theme), f"{width}-{theme}"
+    for part in (searches, captions, remembers, maps, reads_the_training, compares):
+        part(page, look)
+    assert page.title() == "BitGen" and not page.locator("img[src=x]").count(), "nothing typed becomes part of the page"
+
+
+def searches(page, look):
     results = page.locator("#results .thumbnail-item")
     results.first.wait_for()                                            # the first results come by themselves
     assert results.count() == 12 and "in" in page.inner_text("#line")
+    page.wait_for_function(IDLE)
+    assert results.first.bounding_box()["y"] < 800, "and are seen without scrolling"
     settle(page, f"search-{look}")
-    page.fill("#words textarea", "a green star")
+    page.fill("#words textarea", HOSTILE)
     page.keyboard.press("Enter")
     page.wait_for_function("!document.querySelector('#line').innerText.includes('by chance')")  # not of the gallery
+    page.fill("#words textarea", "a green star")
+    line = page.inner_text("#results")
+    page.keyboard.press("Enter")
+    page.wait_for_function("before => document.querySelector('#results').innerText != before", arg=line)
     results.nth(2).click()
     page.wait_for_selector("#heat img")
     assert page.locator("#word label").all_inner_texts() == ["all", "a", "green", "star"]
@@ -116,14 +152,94 @@ def test_a_visitor_searches_looks_and_captions(visit, address, width, theme):
     page.wait_for_function("before => document.querySelector('#heat img').src != before", arg=before)
     page.click("#heat img", position={"x": 30, "y": 30})
     settle(page, f"look-{look}")
-    page.get_by_role("tab", name="Caption and match").click()
+
+
+def captions(page, look):
+    tab(page, "Caption and match")
     page.click("#another")
     page.wait_for_function("document.querySelector('#said-of-it textarea').value")
+    page.fill("#texts textarea", f"{HOSTILE}\na green star")
+    page.fill("#labels textarea", f"{HOSTILE}\nring")
     page.click("#match")
-    page.wait_for_function("document.querySelector('#fits').innerText.includes('a green star')")
+    shows(page, "#fits", "onerror")
     page.click("#classify")
-    page.wait_for_function("document.querySelector('#classes').innerText.includes('%')")
+    shows(page, "#classes", "onerror")
     settle(page, f"caption-{look}")
+
+
+def remembers(page, look):
+    tab(page, "Memory")
+    page.click("#example-fact")
+    page.wait_for_function("document.querySelector('#fact-words textarea').value")
+    page.fill("#fact-words textarea", HOSTILE)
+    page.click("#write")
+    shows(page, "#memory-note", "1 written, 1 comes back first")
+    assert "onerror" in page.inner_text("#facts") and "onerror" in page.input_value("#mind-after textarea")
+    page.locator("#slots label").nth(3).click()
+    shows(page, "#slot-said", "Slot 3")
+    page.get_by_role("button", name="How much does it hold?").click()
+    page.locator("#capacity [role=img]").wait_for()
+    settle(page, f"memory-{look}")
+    page.locator("#facts label").first.click()
+    page.click("#forget")
+    shows(page, "#memory-note", "Nothing is written")
+    page.click("#undo")
+    shows(page, "#memory-note", "1 written")
+
+
+def maps(page, look):
+    tab(page, "Map")
+    page.locator("#map .dot").last.wait_for(state="attached")
+    assert page.locator("#map .dot").count() == 2 * COUNT
+    page.locator("#map svg").scroll_into_view_if_needed()
+    card = page.locator("#map .map-card")
+    for n in range(COUNT, 2 * COUNT):                                   # a caption that no other point lies upon
+        page.mouse.move(*page.evaluate(POINT, n))
+        if card.inner_text().startswith("Caption"):
+            break
+    assert card.is_visible()
+    settle(page, f"map-{look}")
+    said = page.locator("#map .map-words").inner_text()
+    box = page.locator("#map svg").bounding_box()
+    corners = [(box["x"] + x * box["width"], box["y"] + y * box["height"])
+               for x, y in ((.01, .2), (.99, .2), (.99, .99), (.01, .99), (.01, .2))]
+    page.locator("#map").get_by_role("button", name="Show everything").click()
+    page.get_by_role("button", name="Draw around points").click()
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*corner)
+    page.mouse.up()
+    shows(page, "#lasso-line", "captions of 48 points")
+    page.locator("#lasso-rows [role=gridcell]").first.wait_for()
+    page.get_by_label("Rank of its counterpart").click()
+    shows(page, "#map .map-legend", "found first")
+    settle(page, f"lasso-{look}")
+    page.locator("#map svg").scroll_into_view_if_needed()
+    page.mouse.click(*page.evaluate(POINT, n))                          # a caption becomes the query
+    page.wait_for_function("text => document.querySelector('#words textarea').value == text", arg=said)
+    page.locator("#results .thumbnail-item").first.wait_for()
+
+
+def reads_the_training(page, look):
+    tab(page, "Training")
+    page.locator("#curves [role=img]").wait_for()
+    page.locator("#doctor [role=gridcell]").first.wait_for()
+    page.get_by_role("button", name="Worst retrievals").click()
+    page.locator("#worst [role=img]").wait_for()
+    shows(page, "#worst-line", "by chance")
+    settle(page, f"training-{look}")
+
+
+def compares(page, look):
+    tab(page, "Compare")
+    page.click("#compare-go")
+    page.locator("#compare-recall [role=gridcell]").first.wait_for()
+    page.locator("#compare-second .thumbnail-item").first.wait_for()
+    settle(page, f"compare-{look}")
+
+
+# Ways aside from it -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(300)
@@ -174,35 +290,14 @@ def test_models_galleries_and_own_pictures_can_be_changed(visit, address, place)
 
 
 @pytest.mark.timeout(300)
-def test_nothing_typed_becomes_part_of_the_page(visit, address):
-    page = visit(address)
-    page.locator("#results .thumbnail-item").first.wait_for()
-    page.fill("#words textarea", HOSTILE)
-    page.keyboard.press("Enter")
-    page.wait_for_function("!document.querySelector('#line').innerText.includes('by chance')")
-    page.locator("#results .thumbnail-item").first.click()
-    page.wait_for_selector("#heat img")
-    page.get_by_role("tab", name="Caption and match").click()
-    page.fill("#texts textarea", HOSTILE)
-    page.fill("#labels textarea", f"{HOSTILE}\nring")
-    page.click("#another")
-    page.wait_for_function("document.querySelector('#said-of-it textarea').value")
-    page.click("#match")
-    page.wait_for_function("document.querySelector('#fits').innerText.includes('onerror')")
-    page.click("#classify")
-    page.wait_for_function("document.querySelector('#classes').innerText.includes('onerror')")
-    assert page.title() == "BitGen" and not page.locator("img[src=x]").count()
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("width, theme", LOOKS)
-def test_without_a_model_the_page_says_what_to_do(visit, tmp_path, monkeypatch, width, theme):
+def test_without_a_model_the_page_says_what_to_do(visit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # there are no runs here
     for address in served():
-        page = visit(address, width, theme)
-        page.get_by_text("No model yet").wait_for()
-        assert "make demo" in page.inner_text("#no-model") and page.get_by_role("tab").count() == 0
-        settle(page, f"empty-{width}-{theme}")
+        for width, theme in LOOKS:
+            page = visit(address, width, theme)
+            page.get_by_text("No model yet").wait_for()
+            assert "make demo" in page.inner_text("#no-model") and page.get_by_role("tab").count() == 0
+            settle(page, f"empty-{width}-{theme}")
 
 
 def test_programs_are_answered_and_addresses_refused(address):

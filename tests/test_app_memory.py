@@ -19,6 +19,7 @@ from app.bench import Bench
 from app.memory import Edits
 from app.models import Choice, View
 from app.search import Query
+from bitgen import slots as library
 
 WORDS = ["a red ring", "a green star", "a blue square", "a pink heart", "a purple triangle", "an orange circle"]
 
@@ -116,6 +117,7 @@ def test_facts_are_ranked_by_what_comes_back_when_their_picture_is_shown(bench, 
         assert text == fact.text and now < before
         assert rank == 1 + sum(c > cosines[WORDS.index(text)] + 1e-6 for c in cosines)
     assert "5 written" in memory.summary(rows) and "Nothing is written" in memory.summary([])
+    assert "1 written, 1 comes back first when its picture is shown" in memory.summary(alone)
 
 
 def test_before_is_without_and_after_with_the_facts(bench, view, place):
@@ -199,6 +201,17 @@ def test_likeness_is_drawn(bench, view):
     assert len(slots.likeness(bench, view).axes) == 3
 
 
+def test_capacity_is_measured_as_the_library_does(bench, view):
+    figure, line = slots.capacity(bench, view)
+    known = memory.known_of(bench, view)
+    curves = library.capacity(bench.model(view).model.memory, known.facts, [2, 4, 8, 16, 24])
+    drawn = {tuple(curve.get_ydata()) for curve in figure.axes[0].lines}
+    assert {tuple(curves[name]) for name in ("pair", "image", "never", "chance")} <= drawn
+    enough = [count for count, share in zip([2, 4, 8, 16, 24], curves["image"]) if share >= slots.ENOUGH]
+    assert line.startswith(f"Up to {enough[-1]} facts" if enough else "Not even two")
+    assert f"of 24, {curves['image'][-1]:.0%} do" in line
+
+
 def test_the_download_is_the_memory_of_the_session(bench, view, place):
     edits, model = written(bench, view, place, 3), bench.model(view).model
     tensors = load_tensors(memory.download(bench, view, edits))
@@ -219,3 +232,5 @@ def test_a_gallery_without_captions_tells_what_it_can(bench, place):
     assert memory.tell(bare, view, Edits(), str(place / "0.png"))[0].recalled == []
     with pytest.raises(ValueError, match="no captions"):
         slots.likeness(bare, view)
+    with pytest.raises(ValueError, match="fewer than two captions"):
+        slots.capacity(bare, view)

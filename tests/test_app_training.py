@@ -1,38 +1,26 @@
 """The Training tab without a browser: which runs, curves, verdicts and the card."""
 
-import json
-
 import pytest
-from app_runs import write_run
+from app_runs import write_gallery, write_metrics, write_run
 
 pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
 from app import training
 from app.bench import Bench
-from bitgen.config import Config, to_dict
-
-
-def row(step, **more):
-    return {"step": step, "itc": 5.0 - step / 100, "itc_chance": 5.05, "itm": 0.69, "itm_acc": 0.5,
-            "itm_acc_chance": 0.67, "total": 8.0, "text": 6.0, "grad_norm": 0.3, "grad_norm/text": 0.2,
-            "grad_norm/vision": 0.1, "logit_scale": 14.0, **more}
+from bitgen import figures
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    """first and second with metrics, silent without."""
+    """first and second with metrics, silent without; on a gallery with captions."""
     place = tmp_path_factory.mktemp("training")
-    for seed, name in enumerate(("first", "second", "silent")):
+    for seed, (name, later) in enumerate({"first": {}, "second": {"itc": float("nan")}, "silent": None}.items()):
         folder = write_run(place / "runs" / name, seed)
-        if name != "silent":
-            lines = [row(step, **({"itc": float("nan")} if name == "second" and step > 80 else {}))
-                     for step in range(1, 101)]
-            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            config = to_dict(Config())
-            config["optim"]["warmup_steps"] = 10
-            (folder / "run.json").write_text(json.dumps(config))
-    return Bench(str(place / "runs/first"), "scenes", place / "runs")
+        if later is not None:
+            write_metrics(folder, **later)
+    write_gallery(place / "gallery")
+    return Bench(str(place / "runs/first"), str(place / "gallery"), place / "runs")
 
 
 def run(bench, name):
@@ -72,7 +60,26 @@ def test_the_card_is_markdown_without_front_matter(bench):
     assert text.startswith("# `first`") and "## Limits" in text and "license:" not in text
 
 
+def test_worst_retrievals_are_those_of_the_run_that_is_looked_at(bench, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "retrievals", lambda rows: drawn.append(rows) or "figure")
+    for name in ("first", "second"):
+        figure, line = training.worst(bench, bench.start, run(bench, name))
+        assert figure == "figure" and line.startswith(f"{name} · newest weights: ") and "24 captions" in line
+    for rows in drawn:
+        ranks = [row.rank for row in rows]
+        assert ranks == sorted(ranks, reverse=True) and len(rows) == training.WORST and ranks[0] > 1
+        assert all(len(row.answers) == len(row.right) == training.SHOWN for row in rows)
+        assert all(any(row.right) == (row.rank <= training.SHOWN) for row in rows)
+    assert [row.query for row in drawn[0]] != [row.query for row in drawn[1]]
+    gallery, row = bench.gallery(bench.start), drawn[0][0]
+    name, = (name for name in gallery.ids if gallery.captions(name)[0] == row.query)
+    scores = gallery.index.features(gallery.ids) @ gallery.encoder.text([row.query])[0]
+    assert row.rank == pytest.approx(1 + (scores > scores[gallery.ids.index(name)]).sum())
+
+
 @pytest.mark.parametrize("callback", [training.gradients, training.verdicts, training.card,
+                                      lambda bench, run: training.worst(bench, bench.start, run),
                                       lambda bench, run: training.curves(bench, [run])])
 @pytest.mark.parametrize("name", ["/etc", "../first", "", None, "ORG/NAME"])
 def test_only_offered_runs_are_read(bench, callback, name):

@@ -26,7 +26,7 @@ def build(shell: Shell) -> None:
                                 min_width=200, elem_id="find")
                 rerank = gr.Checkbox(label="Re-rank by matching", info="Words and picture are read together",
                                      min_width=200, elem_id="rerank")
-        with gr.Column(scale=2, min_width=220):
+        with gr.Column(scale=2, min_width=220, elem_id="ask-picture"):
             image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], image_mode=None,
                              height=176, elem_id="picture", elem_classes=["pixelated", "filled"])
             with gr.Row(elem_classes="actions"):
