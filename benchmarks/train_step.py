@@ -49,6 +49,7 @@ class Bench:
     """The data, and steps on one batch of them."""
 
     def __init__(self, options: argparse.Namespace):
+        self.options = options
         self.batch_size, self.rounds, self.tower = options.batch, options.rounds, TOWERS[options.tower]
         data = DataConfig(root=options.data, scenes_train=512, limit=512)
         self.data = open_data(data, "train", options.image_size)
