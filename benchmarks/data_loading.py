@@ -3,8 +3,9 @@
     python benchmarks/data_loading.py
 
 Decodes JPEGs of 640 x 480 (noise with the spectrum of photographs, quality 90) into uint8 squares: by Pillow alone, by
-the library (which lets the JPEG decoder halve what is twice as large as needed), and copied from prepared pixels, as
-`bitgen data prepare` writes them. Then the share of a training step that making its batch takes, with prepared pixels
+the library (which lets the JPEG decoder shrink to no less than twice the side), by decoders that would shrink to no
+less than the side (Pillow's, and simplejpeg's where it is installed), and copied from prepared pixels, as `bitgen data
+prepare` writes them. Then the share of a training step that making its batch takes, with prepared pixels
 and no worker: the worst case, since with `data.workers` batches are made while the step runs.
 """
 
@@ -48,6 +49,24 @@ def bicubic(data: bytes, size: int) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
+def simplejpeg_way() -> dict[str, object]:
+    """The decoder of simplejpeg, where it is installed."""
+    try:
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return {}
+
+    def decode(data: bytes, size: int) -> np.ndarray:
+        pixels = decode_jpeg(data, fastdct=True, fastupsample=True, min_height=size, min_width=size)
+        return to_uint8(Image.fromarray(pixels), size).numpy()
+    return {"simplejpeg, at least the side": decode}
+
+
+WAYS = {"Pillow, bicubic": bicubic,
+        "bitgen, at least twice the side": lambda file, size: to_uint8(safe_open_image(file, 2 * size), size),
+        "Pillow, at least the side": lambda file, size: to_uint8(safe_open_image(file, size), size)} | simplejpeg_way()
+
+
 def decoding(files: list[bytes], sizes: list[int], rounds: int) -> list[list[object]]:
     """Images a second of each way at each size."""
     rows = []
@@ -56,11 +75,9 @@ def decoding(files: list[bytes], sizes: list[int], rounds: int) -> list[list[obj
             names = [f"{i}" for i in range(len(files))]
             prepared, _ = PixelCache(Path(folder), "photos", size).write(files, len(files), "photos")
             data = Dataset(Listing(names, [["a photo"]] * len(files), files.__getitem__, ""), prepared)
-            times = measure.in_turn({
-                "Pillow, bicubic": lambda size=size: [bicubic(file, size) for file in files],
-                "bitgen": lambda size=size: [to_uint8(safe_open_image(file, 2 * size), size) for file in files],
-                "bitgen, prepared": lambda size=size, data=data: [data.pixels(i, size) for i in range(len(files))],
-            }, rounds)
+            ways = {name: lambda way=way, size=size: [way(file, size) for file in files] for name, way in WAYS.items()}
+            ways["bitgen, prepared"] = lambda size=size, data=data: [data.pixels(i, size) for i in range(len(files))]
+            times = measure.in_turn(ways, rounds)
             for name, taken in measure.middle(times).items():
                 rows.append([size, name, len(files) / taken, measure.ratio(times, "Pillow, bicubic", name)])
     return rows
@@ -82,7 +99,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=24)
     parser.add_argument("--sizes", type=int, nargs="+", default=[112, 224])
     parser.add_argument("--data", default="scenes")
-    parser.add_argument("--towers", nargs="+", default=["tiny"], choices=TOWERS)
+    parser.add_argument("--towers", nargs="*", default=["tiny"], choices=TOWERS)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
