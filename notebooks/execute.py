@@ -1,8 +1,9 @@
 """Runs notebooks from top to bottom in fresh kernels and keeps what they print: `python notebooks/execute.py [FILE …]`.
 
 Without names it takes every notebook beside it. The hash of a notebook's code is kept with its outputs, so that a test
-can tell when one was changed without the other; times and the machine's names are left out, so that the same code
-gives the same file. A notebook that prints to stderr, such as a warning, is not written.
+can tell when one was changed without the other; times, the machine's names and what only lives as long as the kernel
+(progress bars, frames) are left out, so that the same code gives the same file. A notebook that warns is not written.
+What is pushed goes to a Hub on this computer, unless BITGEN_NOTEBOOK_HUB names a repository of yours.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ import argparse
 import base64
 import hashlib
 import io
+import os
+import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -19,7 +25,8 @@ from nbclient import NotebookClient
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT = 900  # seconds a cell
+START, TIMEOUT = 300, 900  # seconds until a kernel answers, and for a cell
+LIVE = re.compile(r"application/vnd\.jupyter\.widget-view\+json|<iframe")
 
 
 def code_hash(notebook: nbformat.NotebookNode) -> str:
@@ -30,12 +37,27 @@ def code_hash(notebook: nbformat.NotebookNode) -> str:
 
 def executed(notebook: nbformat.NotebookNode, folder: Path = HERE) -> nbformat.NotebookNode:
     """`notebook` with fresh outputs, run in `folder`. Raises `nbclient.exceptions.CellExecutionError`."""
-    NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False,
+    NotebookClient(notebook, timeout=TIMEOUT, startup_timeout=START, kernel_name="python3", record_timing=False,
                    resources={"metadata": {"path": str(folder)}}).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = joined(output for output in cell.outputs if not LIVE.search(str(output.get("data", ""))))
     notebook.metadata = nbformat.from_dict({
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"}, "bitgen": {"code": code_hash(notebook)}})
     return notebook
+
+
+def joined(outputs: Iterator[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs with what one stream wrote in several pieces, as the clock had it, in one."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if kept and output.output_type == "stream" and (kept[-1].output_type, kept[-1].get("name")) == (
+                "stream", output.name):
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def shrink(notebook: nbformat.NotebookNode) -> None:
@@ -50,25 +72,42 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
 
 
 def complaints(notebook: nbformat.NotebookNode) -> list[str]:
-    """What the cells wrote to stderr."""
+    """What the cells wrote to stderr, and warnings that reached the reader in another way."""
     return [output.text for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
-            if output.output_type == "stream" and output.name == "stderr"]
+            if output.output_type == "stream" and (output.name == "stderr" or re.search(r"Warning: ", output.text))]
+
+
+@contextmanager
+def a_hub() -> Iterator[None]:
+    """The Hub of the tests in the environment, where the user has named no repository."""
+    if "BITGEN_NOTEBOOK_HUB" in os.environ:
+        yield
+        return
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from hub_server import HubServer
+
+    with HubServer() as server, tempfile.TemporaryDirectory() as home:
+        os.environ |= server.env(home) | {"BITGEN_NOTEBOOK_HUB": "ann/scenes"}
+        yield
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path)
-    failed = 0
-    for path in parser.parse_args().notebooks or sorted(HERE.glob("*.ipynb")):
-        notebook = executed(nbformat.read(path, as_version=4))
-        if said := complaints(notebook):
-            print(f"{path.name}: not written, it printed to stderr:\n{''.join(said)}", file=sys.stderr)
-            failed = 1
-            continue
-        shrink(notebook)
-        nbformat.write(notebook, path)
-        print(f"{path.name}: {path.stat().st_size / 1000:.0f} KB")
-    return failed
+    with a_hub():
+        return max([refreshed(path) for path in parser.parse_args().notebooks or sorted(HERE.glob("*.ipynb"))])
+
+
+def refreshed(path: Path) -> int:
+    """Runs one notebook and writes it; 1 where it is not written."""
+    notebook = executed(nbformat.read(path, as_version=4))
+    if said := complaints(notebook):
+        print(f"{path.name}: not written, it warns:\n{''.join(said)}", file=sys.stderr)
+        return 1
+    shrink(notebook)
+    nbformat.write(notebook, path)
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} KB")
+    return 0
 
 
 if __name__ == "__main__":

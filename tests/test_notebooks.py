@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from hub_server import HubServer
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 EXECUTE = SimpleNamespace(**runpy.run_path(str(FOLDER / "execute.py")))
@@ -18,11 +19,29 @@ BYTES, LINES = 400_000, 15  # of a notebook, of a cell
 
 # What must hold after the last cell, whatever the run: asserted in the notebook's own kernel.
 CONCLUSIONS = {
+    "01_data": """
+        train_, val_ = (report["splits"][split] for split in ("train", "val"))
+        assert set(train_["unreadable"]) == {"05.png", "06.png"} and train_["without_captions"] == ["07.png"]
+        assert train_["duplicate_images"] == [["03.png", "03-copy.png"]]
+        assert report["in_two_splits"] == [["train: 00.png", "val: holiday.png"]]
+        assert not any(part[kind] for part in mended["splits"].values()
+                       for kind in ("unreadable", "without_captions", "duplicate_images"))
+        assert mended["in_two_splits"] == [] and same
+        assert (tables["Training"] == 0).sum() == len(held) == 8 and set(counts) == {1}
+        assert (tables["Test"][tables["Training"] == 0] > 0).all()""",
     "02_one_batch": """
         for name, value in by_hand.items(): assert abs(value - float(losses[name])) < 1e-3, name
         assert abs(float(itc) - itc_by_hand) < 1e-4 and abs(float(itm) - itm_by_hand) < 1e-4
         assert abs(float(kl) - float(kl_by_hand)) < 1e-4 and abs(float(loss) - float(text_by_hand)) < 1e-4
         assert abs(float(fresh["itc"]) - guess["itc"]) < 1 and abs(float(fresh["text"]) - guess["text"]) < 1""",
+    "03_training": """
+        import json
+        from urllib.request import urlopen
+        assert same and rows[0] == rows[1] and len(history) == len(resumed)
+        assert "vision tower" in bad["frozen"] and "vision tower" not in bad["rate"] + bad["shuffled"]
+        assert "gradient" in bad["rate"] and ill["frozen"][-1]["step"] < ILL
+        shown = json.loads(urlopen(url + "data/runs").read())
+        assert "healthy/tensorboard" in shown, shown""",
     "04_diagnostics": """
         assert table["decoder"]["itc"] == 0 and table["fusion"]["itc"] == 0 and table["decoder"]["text"] > 0
         assert all(row["total"] > 0 for row in table.values())
@@ -44,7 +63,25 @@ CONCLUSIONS = {
         assert (unsure.diff(dim=0) <= 1e-5).all() and (readings.diff(dim=0) <= 1e-5).all()
         assert held["pair"][0] >= held["pair"][-1] > 1 / counts[-1]
         assert len(score) == 3 and all(value > 1 for value in score.values())""",
+    "07_hub_and_card": """
+        assert equal and same and found.name == f"checkpoint-{HALF}" and len(rejected) == 1
+        assert "hidden_size must be at most" in refused["stranger"]
+        assert "is a pickle and is not opened" in refused["pickle"]
+        assert {"Results", "Cost", "Limits"} <= parts.keys()""",
 }
+
+# Of the last notebook, with a Hub and without.
+WITH_A_HUB = """
+        assert status.complete and status.landed == HALF and source == HUB
+        assert {line.split()[0] for line in held} >= {f"checkpoint-{HALF}", f"checkpoint-{STEPS}"}"""
+WITHOUT = """
+        assert status is None and {f"checkpoint-{HALF}", f"checkpoint-{STEPS}"} == set(held)"""
+
+
+@pytest.fixture
+def server():
+    with HubServer() as hub:
+        yield hub
 
 
 @pytest.fixture(scope="session")
@@ -58,19 +95,39 @@ def run(tmp_path_factory):
     config.data.scenes_train, config.optim.batch_size, config.optim.max_steps = 256, 16, 12
     config.save_every, config.log_every, config.validate_every = 6, 2, 12
     config.loss.queue, config.loss.queue_start, config.optim.warmup_steps = 64, 4, 2
-    Trainer(config).fit()
+    trainer = Trainer(config)
+    trainer.val_data = trainer.val_data.first(40)
+    trainer.fit()
     return config.output_dir
 
 
-@pytest.mark.timeout(400)  # a guard against hanging, not a measurement
+def claims(text):
+    """The cell that asserts them in the notebook's own kernel."""
+    return nbformat.v4.new_code_cell("\n".join(line.removeprefix(" " * 8) for line in text.splitlines()))
+
+
+@pytest.mark.timeout(900)  # a guard against hanging, not a measurement
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_concludes_what_it_says(path, run, monkeypatch):
+def test_a_notebook_concludes_what_it_says(path, request, tmp_path, monkeypatch):
     monkeypatch.setenv("BITGEN_NOTEBOOK_SIZE", "small")
-    monkeypatch.setenv("BITGEN_NOTEBOOK_RUN", run)
+    monkeypatch.setenv("BITGEN_NOTEBOOK_RUNS", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
-    claims = "\n".join(line.strip() for line in CONCLUSIONS[path.stem].splitlines())
-    notebook.cells.append(nbformat.v4.new_code_cell(claims))
+    if "BITGEN_NOTEBOOK_RUN\"" in "".join(cell.source for cell in notebook.cells):
+        monkeypatch.setenv("BITGEN_NOTEBOOK_RUN", request.getfixturevalue("run"))
+    cells = [*notebook.cells, claims(CONCLUSIONS[path.stem])]
+    if "BITGEN_NOTEBOOK_HUB" in "".join(cell.source for cell in notebook.cells):
+        monkeypatch.setenv("BITGEN_NOTEBOOK_HUB", "ann/scenes")
+        for name, value in request.getfixturevalue("server").env(tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        # Once more, in the same kernel, for who has no Hub: every code cell, and what it concludes.
+        again = [nbformat.v4.new_code_cell(cell.source) for cell in cells if cell.cell_type == "code"]
+        alone = nbformat.v4.new_code_cell("del os.environ['BITGEN_NOTEBOOK_HUB']")
+        cells += [claims(WITH_A_HUB), alone, *again, claims(WITHOUT)]
+    notebook.cells = cells
     assert EXECUTE.complaints(EXECUTE.executed(notebook)) == []
+    if path.stem == "07_hub_and_card":
+        said = "".join(output.get("text", "") for cell in cells if cell.cell_type == "code" for output in cell.outputs)
+        assert said.count("No Hub is named") == 1
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
