@@ -7,8 +7,8 @@
 Growth: steps of all sizes take turns; the last column is what a unit costs against the first line, 1 where the cost is
 linear in it. Processes: losses and gradients of the joint batch, averaged over both, against one process with all of
 it, in float32, matching left out (each process draws its hard negatives from its own images); state after the step;
-and CPU seconds, where one process of half the batch would ideally need half. That study is for the CPU: hide a GPU with
-CUDA_VISIBLE_DEVICES= before it.
+and CPU seconds of a process with a batch of its own, alone and as one of two. That study is for the CPU: hide a GPU
+with CUDA_VISIBLE_DEVICES= before it.
 """
 
 from __future__ import annotations
@@ -88,17 +88,16 @@ def processes(bench: Bench, sizes: list[int]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(one_of, (folder, options), nprocs=WORLD)
         found = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
-    alone = measured(bench, whole(bench), options.rounds)
-    far = {what: max(distance(alone[what][name], some[what][name]) for some in found for name in alone[what])
-           for what in ("losses", "gradients")}
+    alone = measured(bench, whole(bench))
+    far = {what: max(distance(alone[what], some[what]) for some in found) for what in ("losses", "gradients")}
     unlike = [name for name, value in found[0]["state"].items() if not torch.equal(value, found[1]["state"][name])]
     slowest = max(some["seconds"] for some in found)
-    rows = [["losses, largest relative difference", far["losses"]],
-            ["gradients, largest difference in norm", far["gradients"]],
+    rows = [["losses, norm of the difference", far["losses"]],
+            ["gradients, norm of the difference", far["gradients"]],
             ["queue, memory, averages that differ between processes", len(unlike)],
-            ["CPU ms of a step, one process", 1e3 * alone["seconds"]],
-            [f"CPU ms of a step, each of {WORLD}", 1e3 * slowest],
-            ["efficiency", alone["seconds"] / (WORLD * slowest)],
+            [f"CPU ms of a step of {bench.batch_size} images, one process alone", 1e3 * alone["seconds"]],
+            [f"CPU ms of a step of {bench.batch_size} images in each of {WORLD}", 1e3 * slowest],
+            ["efficiency", alone["seconds"] / slowest],
             ["MB of gradients that each process sends a step", alone["bytes"] * 2 * (WORLD - 1) / WORLD / 1e6]]
     print(measure.table([f"{bench.batch_size} images, float32", ""], rows))
     return {"rows": rows, "unlike": unlike}
@@ -110,7 +109,7 @@ def one_of(rank: int, folder: str, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     bench = Bench(options)
-    torch.save(measured(bench, half(whole(bench), rank), options.rounds), f"{folder}/{rank}.pt")
+    torch.save(measured(bench, half(whole(bench), rank)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -129,14 +128,14 @@ def half(batch: Batch, rank: int) -> Batch:
         caption_ids=batch.caption_ids[words], image_index=batch.image_index[words] - rank * images)
 
 
-def measured(bench: Bench, batch: Batch, rounds: int) -> dict:
-    """Losses and gradients of a first step, state after it, and CPU seconds of further ones."""
+def measured(bench: Bench, batch: Batch) -> dict:
+    """Losses and gradients of a first step on this batch, state after it, CPU seconds of further ones on a whole one."""
     loss = {"itm": 0.0, "left_out": 0.0, "queue": 256, "episode": max(bench.batch_size // WORLD, 1)}
     step = bench.step(precision="float32", loss=loss, batch=batch)
     task, parameters = step.task, [p for p in step.task.model.parameters()]
     task.queue.size.zero_()
 
-    def forward_backward():
+    def forward_backward(batch: Batch):
         losses, _, pending = task(batch)
         losses["total"].backward()
         for parameter in parameters:
@@ -144,15 +143,17 @@ def measured(bench: Bench, batch: Batch, rounds: int) -> dict:
                 averaged(parameter.grad)
         return {name: averaged(value.detach().clone()) for name, value in losses.items()}, pending
 
-    losses, pending = forward_backward()
+    losses, pending = forward_backward(batch)
     gradients = {name: p.grad.clone() for name, p in task.model.named_parameters() if p.grad is not None}
     step.update(pending)
     state = {name: value.clone() for name, value in task.state_dict().items()}
 
-    def again() -> None:
-        step.update(forward_backward()[1])
+    step.batch = whole(bench)
 
-    seconds = measure.middle(measure.in_turn({"step": again}, rounds, warm_up=0))["step"]
+    def again() -> None:
+        step.update(forward_backward(step.batch)[1])
+
+    seconds = measure.middle(measure.in_turn({"step": again}, bench.rounds))["step"]
     return {"losses": losses, "gradients": gradients, "state": state, "seconds": seconds,
             "bytes": sum(4 * p.numel() for p in parameters)}
 
@@ -165,9 +166,10 @@ def averaged(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Norm of the difference by the norm."""
-    return float((a - b).norm() / a.norm().clamp(min=1e-6))
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference of all numbers, by their norm."""
+    one, other = (torch.cat([x[name].flatten() for name in a]) for x in (a, b))
+    return float((one - other).norm() / one.norm())
 
 
 STUDIES = {study.__name__.replace("_", "-"): study
