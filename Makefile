@@ -34,7 +34,12 @@ notebooks: $(VENV)/with-notebooks,viz,data ## run the notebooks from top to bott
 lab: $(VENV)/with-notebooks,lab,viz,data ## JupyterLab on the notebooks, with the library importable
 	$(RUN) -m jupyterlab notebooks
 
-bench: $(VENV)/with-core ## what each part of the model is worth, a quick pass
+bench: $(VENV)/with-core,index ## where the time goes, and what each part of the model is worth: the quick passes
+	$(RUN) benchmarks/train_step.py parts objective --batch 8
+	$(RUN) benchmarks/data_loading.py
+	$(RUN) benchmarks/encode.py
+	$(RUN) benchmarks/scaling.py
+	$(RUN) benchmarks/scaling.py processes
 	$(RUN) benchmarks/ablate.py
 
 lint: $(VENV)/with-dev ## ruff
