@@ -34,7 +34,7 @@ notebooks: $(VENV)/with-notebooks,viz,data ## run the notebooks from top to bott
 lab: $(VENV)/with-notebooks,lab,viz,data ## JupyterLab on the notebooks, with the library importable
 	$(RUN) -m jupyterlab notebooks
 
-bench: $(VENV)/with-core,index ## where the time goes, and what each part of the model is worth: the quick passes
+bench: $(VENV)/with-core ## where the time goes, and what each part of the model is worth: the quick passes
 	$(RUN) benchmarks/train_step.py parts objective --batch 8
 	$(RUN) benchmarks/data_loading.py
 	$(RUN) benchmarks/encode.py
