@@ -29,7 +29,7 @@ CSS = """
 .actions > button {flex: 0 0 auto !important;}
 
 .results .grid-wrap {height: auto !important; max-height: none !important; overflow: visible;}
-.results .grid-container {gap: 14px 10px;}
+.results .grid-container {gap: 14px 10px; grid-template-rows: none !important; grid-auto-rows: auto;}
 .results .thumbnail-item {aspect-ratio: auto; height: auto; background: none; border: 0; overflow: visible;
   box-shadow: none !important; opacity: 1 !important; filter: none !important;}
 .results .thumbnail-item img {aspect-ratio: 1; width: 100%; border-radius: var(--radius-sm); opacity: 1 !important;}

@@ -142,7 +142,7 @@ def _side(name: str) -> list:
         said = gr.Textbox(label=f"{name}: caption", interactive=False, lines=2, max_lines=5,
                           elem_id=f"caption-{name.lower()}")
         unsure = gr.Textbox(label=f"{name}: how unsure (variance of the reading)", interactive=False, lines=1)
-        recalled = gr.Textbox(label=f"{name}: what comes to mind", interactive=False, lines=5, max_lines=10,
+        recalled = gr.Textbox(label=f"{name}: what comes to mind", interactive=False, lines=5, max_lines=20,
                               elem_id=f"mind-{name.lower()}")
     return [said, unsure, recalled]
 
