@@ -106,7 +106,7 @@ def claims(text):
     return nbformat.v4.new_code_cell("\n".join(line.removeprefix(" " * 8) for line in text.splitlines()))
 
 
-@pytest.mark.timeout(900)  # a guard against hanging, not a measurement
+@pytest.mark.timeout(1800)  # a guard against hanging, not a measurement
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_concludes_what_it_says(path, request, tmp_path, monkeypatch):
     monkeypatch.setenv("BITGEN_NOTEBOOK_SIZE", "small")
