@@ -23,8 +23,9 @@ def contrastive_loss(logits: Tensor, positive: Tensor, negative: Tensor) -> Tens
     Shape: logits (R, C) float; positive, negative (R, C) bool, disjoint; returns a scalar in nats.
     """
     logits = logits.float()
-    others = logits.masked_fill(~negative, torch.finfo(torch.float32).min).logsumexp(1, keepdim=True)
-    return F.softplus(others - logits)[positive].mean()
+    others = logits.masked_fill(~negative, torch.finfo(torch.float32).min).logsumexp(1)
+    rows, columns = positive.nonzero(as_tuple=True)  # few of many: nothing else is done for every entry
+    return F.softplus(others[rows] - logits[rows, columns]).mean()
 
 
 def contrastive_chance(positive: Tensor, negative: Tensor) -> Tensor:
