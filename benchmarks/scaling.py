@@ -129,7 +129,7 @@ def half(batch: Batch, rank: int) -> Batch:
 
 
 def measured(bench: Bench, batch: Batch) -> dict:
-    """Losses and gradients of a first step on this batch, state after it, CPU seconds of further ones on a whole one."""
+    """Losses, gradients and state of a step on this batch; CPU seconds of further ones on a whole one."""
     loss = {"itm": 0.0, "left_out": 0.0, "queue": 256, "episode": max(bench.batch_size // WORLD, 1)}
     step = bench.step(precision="float32", loss=loss, batch=batch)
     task, parameters = step.task, [p for p in step.task.model.parameters()]
@@ -138,9 +138,10 @@ def measured(bench: Bench, batch: Batch) -> dict:
     def forward_backward(batch: Batch):
         losses, _, pending = task(batch)
         losses["total"].backward()
-        for parameter in parameters:
-            if parameter.grad is not None:
-                averaged(parameter.grad)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        together = averaged(torch.cat([grad.flatten() for grad in grads]))
+        for grad, mean in zip(grads, together.split([grad.numel() for grad in grads])):
+            grad.copy_(mean.view_as(grad))
         return {name: averaged(value.detach().clone()) for name, value in losses.items()}, pending
 
     losses, pending = forward_backward(batch)
