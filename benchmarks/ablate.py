@@ -1,7 +1,7 @@
 """What each part of the model is worth: the full model against the model without it, same steps and seeds.
 
     python benchmarks/ablate.py                                  # the quick pass: 1 seed, few steps
-    python benchmarks/ablate.py --steps 300 --seeds 0 1 2        # the table in the README
+    python benchmarks/ablate.py --steps 300 --seeds 0 1 2        # the full table
 
 Every run is `bitgen train --config scenes` with one change, on one thread, then `bitgen evaluate` on the test split
 (colour-shape pairs never seen together in training). Prints a Markdown table, mean ± half the range over seeds.
