@@ -32,7 +32,7 @@ def build(shell: Shell) -> None:
     gr.Markdown(HOW, elem_classes="quiet")
     line = gr.Markdown(elem_id="lasso-line", visible=False)
     rows = gr.Dataframe(headers=COLUMNS, datatype="str", interactive=False, wrap=True, label="Points chosen",
-                        show_label=False, visible=False, max_height=360, column_widths=["18%", "64%", "18%"],
+                        show_label=False, visible=False, max_height=360, column_widths=["26%", "56%", "18%"],
                         buttons=[], elem_id="lasso-rows")
 
     def scene(view, query, method, by, words, progress):
@@ -91,7 +91,7 @@ def build(shell: Shell) -> None:
 
     looks = [view, query, method, by, words]
     shown = [drawn, note, line, rows, caught]
-    shell.tabs.select(plain(opened), [*looks, is_open], [is_open, *shown, words], show_progress_on=note, **SLOW)
+    shell.tabs.select(plain(opened), [*looks, is_open], [is_open, *shown, words], show_progress_on=note, **ASK)
     view.change(plain(changed), [*looks, is_open], [*shown, words], show_progress_on=note, **SLOW)
     method.input(plain(redrawn), looks, shown, show_progress_on=note, **SLOW)
     for event in (by.input, words.input):
