@@ -22,9 +22,9 @@ def build(shell: Shell) -> None:
                 elem_classes="quiet")
     with gr.Row(equal_height=True):
         source = gr.Dropdown(bench.models.runs, value=start.choice.source if start else None, allow_custom_value=True,
-                             label="Second: run or Hub id", scale=3, elem_id="second")
-        checkpoint = gr.Dropdown(_names(bench, start), label="Its checkpoint", scale=2, elem_id="second-checkpoint",
-                                 value=_names(bench, start)[-1])
+                             label="Second: run or Hub id", scale=3, min_width=240, elem_id="second")
+        checkpoint = gr.Dropdown(_names(bench, start), label="Its checkpoint", scale=2, min_width=200,
+                                 elem_id="second-checkpoint", value=_names(bench, start)[-1])
         words = gr.Textbox(label="Words", lines=1, max_lines=3, max_length=limits.TEXT, scale=3,
                            elem_id="compare-words")
     with gr.Row(elem_classes="actions"):

@@ -27,7 +27,7 @@ def build(shell: Shell) -> None:
     line = gr.Markdown(elem_classes="quiet", elem_id="doctor-line")
     doctor = gr.Dataframe(headers=COLUMNS, datatype="str", interactive=False, wrap=True, label="Verdicts",
                           show_label=False, elem_id="doctor", buttons=[], max_height=420,
-                          column_widths=["90px", "150px", "160px", "320px", "320px"])
+                          column_widths=["90px", "150px", "160px", "380px", "400px"])
     with gr.Accordion("Worst retrievals", open=False, elem_id="worst") as wrong:
         worst_line = gr.Markdown(WAIT, elem_classes="quiet", elem_id="worst-line")
         worst = gr.HTML(label="Captions whose picture comes last", padding=False)
