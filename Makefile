@@ -19,7 +19,7 @@ demo: $(VENV)/with-core ## render scenes, train on them, evaluate on unseen ones
 	$(RUN) -m bitgen evaluate runs/scenes --data scenes --split test --json runs/scenes/test.json
 	@echo "The run is in runs/scenes: test.json has the numbers, make tensorboard shows the curves."
 
-app: $(VENV)/with-app,index ## search and look inside what make demo trained, in the browser
+app: $(VENV)/with-app,index,viz ## search and look inside what make demo trained, in the browser
 	$(RUN) -m bitgen app
 
 test: $(VENV)/with-dev,viz,data,app,index,notebooks $(VENV)/browser ## the whole test suite, with a real browser
