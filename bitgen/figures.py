@@ -196,7 +196,7 @@ def compared(runs: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
                 _curve(axes, history, key, name, colour)
             longest = max(runs.values(), key=len)
             _level(axes, longest, chance)
-            axes.set(title=title, ylabel=unit, xlabel="step", ylim=(0, None))
+            axes.set(title=title, ylabel=unit, xlabel="step", ylim=(0, 1.05 * axes.get_ylim()[1]))  # a level curve too
             axes.set_xlim(left=0)
         found = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(4, len(found)))

@@ -95,14 +95,19 @@ def summary(report: dict[str, Any]) -> str:
         each, words = part["captions_per_image"], part["words"]
         lines.append(f"{split}: {part['images']} images, {part['captions']} captions "
                      f"({each['min']}-{each['max']} an image, {words['mean']:.1f} words each)")
-        lines += [f"  {name}: {len(part[key])}, such as {', '.join(map(str, list(part[key])[:3]))}"
+        lines += [f"  {name}: {len(part[key])}, such as {'; '.join(map(_names, list(part[key])[:3]))}"
                   for key, name in _FINDINGS.items() if part[key]]
         if part["repeated_captions"]:
             lines.append(f"  texts under more than one image: {part['repeated_captions']}")
     if report["in_two_splits"]:
         lines.append(f"pictures in more than one split: {len(report['in_two_splits'])} "
-                     f"({'; '.join(map(', '.join, report['in_two_splits'][:3]))})")
+                     f"({'; '.join(map(_names, report['in_two_splits'][:3]))})")
     return "\n".join(lines)
+
+
+def _names(found: str | list[str]) -> str:
+    """One finding: an image, or the images that are the same."""
+    return found if isinstance(found, str) else " = ".join(found)
 
 
 _FINDINGS = {"unreadable": "unreadable images", "without_captions": "images without captions",
