@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -320,9 +318,10 @@ def test_killing_the_pushing_process_loses_nothing_and_pushes_nothing_twice(hub,
     run = publisher(tmp_path, limits=PATIENT)
     save(tmp_path, 1)
     run.offer(1)
-    for met in fault:
+    for met in fault:  # one process may meet two of them at once, and be gone when the second is looked at
         wait_for(lambda met=met: met.times == 0)
-        os.kill(run._process.pid, signal.SIGKILL)
+        if process := run._process:
+            process.kill()
     assert run.close(60).complete and whole(hub.files(REPO)) == [1]
     assert hub.commits(REPO).count("checkpoint-1") == 1
 
