@@ -50,7 +50,7 @@ class Trainer:
         self.folder = Path(config.output_dir)
         AcceleratorState._reset_state()  # or the precision of a process's first run would bind all later ones
         self.accelerator = Accelerator(mixed_precision=precision(config.precision), kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False,  # a loss that is off leaves its head without gradient
+            DistributedDataParallelKwargs(broadcast_buffers=False,  # a loss that is off leaves its head bare
                                           find_unused_parameters=not (config.loss.itm and config.loss.text))])
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         set_seed(config.seed)
