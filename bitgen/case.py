@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bitgen import diagnostics, health, probes
+from bitgen import diagnostics, health, mistakes, probes
 from bitgen.config import DataConfig, LossConfig, from_dict
 from bitgen.data import Batch, Dataset, open_data
 from bitgen.evaluate import Gallery, encode
@@ -57,6 +57,11 @@ class Case:
         if self.truth:
             return probes.scene_labels(self.truth)
         return probes.word_labels([self.data.captions[i] for i in self.gallery.indices])
+
+    @cached_property
+    def recall(self) -> dict[str, float]:
+        """Of the gallery by contrast, with intervals and chance."""
+        return mistakes.recall(self.gallery.image_features, self.gallery.text_features, self.gallery.owner)
 
     @cached_property
     def loss(self) -> LossConfig:

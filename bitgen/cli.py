@@ -328,11 +328,9 @@ def diagnose(argv: list[str]) -> int:
 def push(argv: list[str]) -> int:
     """`bitgen push`."""
     options = tyro.cli(Push, prog="bitgen push", args=argv)
-    from bitgen import card, exits
+    from bitgen import exits
     from bitgen.push import push_run
 
-    if (Path(options.run) / "run.json").is_file():  # or the card would go on naming the folder
-        card.write(options.run, options.repo)
     status = push_run(options.run, options.repo, options.private)
     print(status, file=sys.stdout if status.complete else sys.stderr)
     return 0 if status.complete else exits.PUSH

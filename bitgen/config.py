@@ -138,7 +138,7 @@ class LossConfig:
     left_out: float = 0.5
     """Share of an episode's images that are decoded without having been written."""
     chunk: int | None = None
-    """Images encoded at a time, for batches larger than memory: equal gradients for one more forward; else all."""
+    """Images, and captions, encoded at a time, for batches larger than memory: the same gradients, one forward more."""
 
 
 @dataclass

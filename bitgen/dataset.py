@@ -68,7 +68,6 @@ class Dataset:
             return torch.from_numpy(np.array(self._prepared[i]))
         return to_uint8(safe_open_image(self.listing.read(i), at_least=2 * size), size)
 
-
     def first(self, count: int) -> Dataset:
         """The first `count` images as a data set of their own; all of them where there are fewer."""
         kept = range(min(count, len(self)))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from bitgen import checkpoint
+from bitgen import card, checkpoint
 from bitgen.config import HubConfig
 from bitgen.outbox import STATE, Outbox, State, step_of
 from bitgen.repository import NAME, Limits
@@ -240,7 +240,10 @@ class Publisher:
 
 
 def push_run(run_folder: str | Path, repo: str, private: bool = False, timeout: float = 900.0) -> PushStatus:
-    """Pushes the newest checkpoint of a finished run. Raises `ValueError` where there is none, or no right to."""
+    """Pushes the newest checkpoint of a finished run, with a model card that loads it from `repo`.
+
+    Raises `ValueError` where there is no checkpoint, no right to push, or a run that no card can be written of.
+    """
     newest, rejected = checkpoint.newest(run_folder)
     if newest is None:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in rejected)
@@ -248,6 +251,8 @@ def push_run(run_folder: str | Path, repo: str, private: bool = False, timeout: 
     publisher = Publisher(run_folder, HubConfig(repo=repo, private=private))
     try:
         publisher.check()
+        if (Path(run_folder) / "run.json").is_file():  # without settings there are checkpoints, but nothing to tell
+            card.write(run_folder, repo)
         publisher.offer(int(checkpoint.NAME.fullmatch(newest.name)[1]))
     except BaseException:
         publisher.close(timeout=0)

@@ -47,7 +47,7 @@ def write(source: str, out: str | Path, data: str | None = None, split: str = "v
 
 def summary(case: Case) -> Section:
     """The numbers that are read first, and the verdicts of the health checks."""
-    gallery, recall = case.gallery, _recall(case)
+    gallery, recall = case.gallery, case.recall
     values = []
     for way, title in (("t2i", "text to image"), ("i2t", "image to text")):
         value, low, high = (recall[f"{way}_r1{end}"] for end in ("", "_low", "_high"))
@@ -90,7 +90,7 @@ def retrieval(case: Case) -> Section:
     """Recall, answers, and what wrong answers have in common."""
     gallery = case.gallery
     features = gallery.image_features, gallery.text_features, gallery.owner
-    blocks = [figure(figures.recalls(_recall(case)), "Recall by contrast with its 95 % interval, beside chance."),
+    blocks = [figure(figures.recalls(case.recall), "Recall by contrast with its 95 % interval, beside chance."),
               figure(picture(gallery, case.data, case.processor.vision.image_size), "Best, typical and worst queries "
                      "by the place of the right answer.")]
     lines = [text for i in gallery.indices for text in case.data.captions[i]]
@@ -251,7 +251,3 @@ def _looks(case: Case) -> list[str]:
                    "the first caption."),
             figure(network_figures.attention(image, ["the whole caption"], needed, title="What the contrast needs"),
                    "How far the cosine of image and caption falls when a patch is painted over.")]
-
-
-def _recall(case: Case) -> dict[str, float]:
-    return mistakes.recall(case.gallery.image_features, case.gallery.text_features, case.gallery.owner)
