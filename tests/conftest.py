@@ -69,6 +69,13 @@ def tiny_batch(images=6, captions=2, length=10, seed=0, full=False):
                  caption_ids=1_000_000 * (seed + 1) + torch.arange(count))
 
 
+def same_weights(model, other):
+    """Whether two models hold the same numbers, to the bit."""
+    import torch
+
+    return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hub for this test (see hub_server.py), used by clients in this process and in those that it starts."""
@@ -86,3 +93,55 @@ def hub(tmp_path, monkeypatch):
         close_session()
         yield server
         set_client_factory(default_client_factory)  # closes connections, forgets time limits
+
+
+@pytest.fixture(scope="module")
+def painter():
+    """An encoder that sees colours (see painted.py)."""
+    from painted import Painter
+
+    return Painter()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, painter):
+    """The folder of an index of all pairs of colours; not to be changed."""
+    from painted import gallery
+
+    from bitgen.index import Index
+
+    return Index.build(tmp_path_factory.mktemp("built") / "index", gallery(), painter, batch_size=10).folder
+
+
+@pytest.fixture
+def index(tmp_path, built):
+    """A copy of `built`, opened."""
+    from bitgen.index import Index
+
+    return Index.open(shutil.copytree(built, tmp_path / "index"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder for the app: a run with a checkpoint of other weights in `runs/first`, and 24 scenes in `gallery`."""
+    from app_runs import write_gallery, write_run
+
+    place = tmp_path_factory.mktemp("place")
+    write_run(place / "runs" / "first")
+    write_run(place / "runs" / "first" / "checkpoint-7", seed=5)
+    write_gallery(place / "gallery")
+    return place
+
+
+@pytest.fixture(scope="module")
+def bench(place):
+    """The app's bench on that run and gallery."""
+    from app.bench import Bench
+
+    return Bench(str(place / "runs/first"), str(place / "gallery"), place / "runs")
+
+
+@pytest.fixture(scope="module")
+def view(bench):
+    """What a visitor looks at who has just come."""
+    return bench.open(bench.start)

@@ -100,6 +100,10 @@ class HubServer:
         """Every file of a revision."""
         return {path: file.data for path, file in self.repos[repo].at(revision).files.items()}
 
+    def asked(self, *endpoints: str) -> list[str]:
+        """Paths that these endpoints were asked for."""
+        return [path for name, _, path, _ in self.requests if name in endpoints]
+
     # What the endpoints do: (request, what the path names) -> Answer --------------------------------------
 
     def whoami(self, request: _Handler) -> Answer:

@@ -23,6 +23,7 @@ PATIENCE = 180_000  # milliseconds: a guard against hanging, not a promise
 LOOKS = [(1440, "light"), (390, "dark")]
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 COUNT = 24
+STREAMS = ("queue/data", "upload_progress")  # the page itself breaks these off: when it closes, when a file is there
 # Software drawing without the detour over an emulated graphics card: half the processor's time.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer"]
 IDLE = "!document.querySelector('.progress-text') && [...document.images].every(image => image.complete)"
@@ -81,7 +82,7 @@ def visit(context):
         page.on("console", lambda message: message.type == "error" and troubles.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
         page.on("response", lambda reply: reply.status >= 400 and troubles.append(f"{reply.status}: {reply.url}"))
-        page.on("requestfailed", lambda asked: "queue/data" not in asked.url  # the stream, when a page is closed
+        page.on("requestfailed", lambda asked: not any(stream in asked.url for stream in STREAMS)
                 and troubles.append(f"failed: {asked.url} {asked.failure}"))
         page.on("request", lambda asked: not asked.url.startswith((address, "data:", "blob:"))
                 and troubles.append(f"asked elsewhere: {asked.url}"))

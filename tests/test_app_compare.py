@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from app_runs import write_gallery, write_run
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -12,20 +11,6 @@ from app import compare, search
 from app.bench import Bench
 from app.compare import Standing
 from app.search import Query, Wish
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("compare")
-    write_run(place / "runs" / "first")
-    write_run(place / "runs" / "first" / "checkpoint-7", seed=5)
-    write_gallery(place / "gallery")
-    return place
-
-
-@pytest.fixture(scope="module")
-def bench(place):
-    return Bench(str(place / "runs/first"), str(place / "gallery"), place / "runs")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from app_runs import write_gallery, write_run
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -20,24 +19,6 @@ from app.search import Query
 from bitgen import projection, retrieval
 
 COUNT = 24
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("map")
-    write_run(place / "runs" / "first")
-    write_gallery(place / "gallery", COUNT)
-    return place
-
-
-@pytest.fixture(scope="module")
-def bench(place):
-    return Bench(str(place / "runs/first"), str(place / "gallery"), place / "runs")
-
-
-@pytest.fixture(scope="module")
-def view(bench):
-    return bench.open(bench.start)
 
 
 @pytest.fixture(scope="module")

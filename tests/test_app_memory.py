@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from app_runs import write_gallery, write_run
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -25,25 +24,12 @@ WORDS = ["a red ring", "a green star", "a blue square", "a pink heart", "a purpl
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("memory")
-    write_run(place / "runs" / "first")
-    write_run(place / "runs" / "first" / "checkpoint-7", seed=5)
-    write_gallery(place / "gallery")
+def place(place):
+    """With six pictures, `0.png` to `5.png`, that no gallery has."""
     for i in range(6):
         picture = Image.effect_noise((32, 32), 40 + 30 * i).convert("RGB")
         Image.blend(picture, Image.new("RGB", (32, 32), (40 * i, 200 - 30 * i, 90)), 0.6).save(place / f"{i}.png")
     return place
-
-
-@pytest.fixture(scope="module")
-def bench(place):
-    return Bench(str(place / "runs/first"), str(place / "gallery"), place / "runs")
-
-
-@pytest.fixture(scope="module")
-def view(bench):
-    return bench.open(bench.start)
 
 
 def digest(tensors):

@@ -12,11 +12,13 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import save_model
 
-from bitgen import card, facts
+from bitgen import card, checkpoint, facts
 from bitgen.cli import main
 from bitgen.config import Config, ModelConfig, VisionConfig, to_dict
 from bitgen.model import BitGen
+from bitgen.outbox import ROOT
 from bitgen.processing import Processor
+from bitgen.push import push_run
 from bitgen.record import read
 from bitgen.tokenizer import Tokenizer
 
@@ -341,3 +343,11 @@ def test_the_card_is_replaced_whole(tmp_path, monkeypatch):
         card.write(folder)
     assert (folder / "README.md").read_text() == before
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_the_card_of_a_run_that_is_pushed_by_hand_loads_it_from_there(hub, tmp_path):
+    """Trained without a Hub: until then the card named the folder."""
+    run = written(tmp_path / "run")
+    checkpoint.save(run, 800, {name: lambda path: path.write_bytes(b"new") for name in ROOT})
+    assert push_run(run, "org/name").complete
+    assert "bitgen.load('org/name')" in hub.files("org/name")["README.md"].decode()

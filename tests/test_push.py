@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pytest
 from huggingface_hub import HfApi, constants
-from test_card import written
 
 from bitgen import checkpoint
 from bitgen.cli import main
@@ -373,14 +372,6 @@ def test_a_finished_run_is_pushed_by_hand_and_again_without_a_commit(hub, tmp_pa
     assert hub.repos[REPO].private and hub.commits(REPO) == ["checkpoint-10", "initial commit"]
     with pytest.raises(ValueError, match="no checkpoint to push"):
         push_run(tmp_path / "checkpoint-10", REPO)
-
-
-def test_the_card_of_a_pushed_run_loads_it_from_where_it_was_pushed_to(hub, tmp_path, capsys):
-    """Trained without a Hub: until then the card named the folder."""
-    run = written(tmp_path / "run")
-    save(run, 800)
-    assert main(["push", str(run), "--repo", REPO]) == 0
-    assert f"bitgen.load({REPO!r})" in hub.files(REPO)["README.md"].decode()
 
 
 def test_the_command_line_pushes_lists_and_squashes(hub, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,249 @@
+"""Every layout gives the same items; what is wrong in one is named."""
+
+import json
+import os
+
+import pytest
+import torch
+from layouts import SIZE, coco, colour, config, csv_file, karpathy, parquet, tar, texts, write_images
+
+from bitgen.annotations import read_coco
+from bitgen.cache import check_bad
+from bitgen.config import DataConfig
+from bitgen.data import open_data
+from bitgen.dataset import held_out
+from bitgen.images import BadImage, to_uint8
+
+LAYOUTS = {"coco": coco, "csv": csv_file, "webdataset": tar, "parquet": parquet,
+           "webdataset json": lambda root: tar(root, kind="json"),
+           "captions.txt": lambda root: csv_file(root, name="captions.txt"),
+           "captions.csv": lambda root: csv_file(root, header=("filename", "captions")),
+           "parquet bytes": lambda root: parquet(root, with_path=False)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_items(tmp_path, layout):
+    root = tmp_path / "data"
+    root.mkdir()
+    LAYOUTS[layout](root)
+    settings = config(root, tmp_path, val_fraction=0.25)
+    train, val = (open_data(settings, split, SIZE) for split in ("train", "val"))
+    assert (len(train), len(val)) == (9, 3)
+    assert len({*train.image_ids, *val.image_ids}) == 12  # by image, never by caption
+    seen = set()
+    for dataset in (train, val):
+        for i in range(len(dataset)):
+            item = dataset[i]
+            number = int(item.captions[0].split()[-1])
+            seen.add(number)
+            assert item.captions == dataset.captions[i] == texts(number)
+            assert item.image.mode == "RGB" and item.image.getpixel((0, 0)) == colour(number)
+            assert dataset.pixels(i, SIZE).shape == (3, SIZE, SIZE)
+            assert tuple(dataset.pixels(i, SIZE)[:, 4, 4].tolist()) == colour(number)
+    assert seen == set(range(12))
+    with pytest.raises(ValueError, match="no split 'test'; it has train"):
+        open_data(settings, "test", SIZE)
+
+
+def test_karpathy_splits_count_restval_as_training(tmp_path):
+    karpathy(tmp_path)
+    settings = config(tmp_path, tmp_path)
+    ids = {split: set(open_data(settings, split, SIZE).image_ids) for split in ("train", "val", "test")}
+    assert ids["train"] == {f"sub/{i}.png" for i in range(12) if i % 4 < 2}
+    assert ids["val"] == {"sub/2.png", "sub/6.png", "sub/10.png"} and len(ids["test"]) == 3
+    one_file = open_data(config(tmp_path / "dataset_small.json", tmp_path), "test", SIZE)
+    assert set(one_file.image_ids) == ids["test"]
+
+
+def test_splits_by_file_name(tmp_path):
+    parquet(tmp_path, names=("train-0.parquet", "train-1.parquet", "validation-0.parquet", "test.parquet"), count=4)
+    counts = {split: len(open_data(config(tmp_path, tmp_path), split, SIZE)) for split in ("train", "val", "test")}
+    assert counts == {"train": 8, "val": 4, "test": 4}
+    for split in counts:  # one file by name is that file, whatever the split
+        assert open_data(config(tmp_path / "test.parquet", tmp_path), split, SIZE).image_ids[0] == "12.png"
+
+
+def test_coco_keeps_its_own_splits(tmp_path):
+    coco(tmp_path, split="train2017")
+    coco(tmp_path, count=3, split="val2017")
+    settings = config(tmp_path, tmp_path)
+    assert [len(open_data(settings, split, SIZE)) for split in ("train", "val")] == [12, 3]
+
+
+def test_rows_of_one_image_are_one_image(tmp_path):
+    csv_file(tmp_path)
+    with open(tmp_path / "captions.csv", "a") as file:
+        file.write('3.png,"once more, with a comma"\n')
+    dataset = open_data(config(tmp_path, tmp_path, val_fraction=0.1), "train", SIZE)
+    val = open_data(config(tmp_path, tmp_path, val_fraction=0.1), "val", SIZE)
+    captions = dict(zip([*dataset.image_ids, *val.image_ids], [*dataset.captions, *val.captions], strict=True))
+    assert captions["3.png"] == [*texts(3), "once more, with a comma"]
+
+
+def test_image_root_is_where_the_images_are(tmp_path):
+    csv_file(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    settings = config(tmp_path / "captions.csv", tmp_path, image_root=str(tmp_path / "elsewhere"))
+    assert len(open_data(settings, "train", SIZE)) == 11
+    with pytest.raises(ValueError, match="image_root"):
+        open_data(config(tmp_path, tmp_path, image_root=str(tmp_path / "nowhere")), "train", SIZE)
+
+
+def test_captions_without_words_and_images_without_captions_are_left_out(tmp_path):
+    captions = [{"id": 1, "image_id": 0, "caption": " \0 "}, {"id": 2, "image_id": 0, "caption": "a dog"},
+                {"id": 3, "image_id": 1, "caption": ""}, {"id": 4, "image_id": 2, "caption": "a cat"}]
+    coco(tmp_path, count=4, annotations=captions)
+    settings = config(tmp_path, tmp_path)
+    both = [open_data(settings, split, SIZE) for split in ("train", "val")]
+    assert sorted(text for dataset in both for some in dataset.captions for text in some) == ["a cat", "a dog"]
+
+
+def test_limit_takes_the_first_training_images(tmp_path):
+    parquet(tmp_path, names=("train.parquet", "val.parquet"))
+    settings = config(tmp_path, tmp_path, limit=5)
+    assert open_data(settings, "train", SIZE).image_ids == [f"{i}.png" for i in range(5)]
+    assert len(open_data(settings, "val", SIZE)) == 12
+
+
+def test_validation_images_stay_when_others_come():
+    names = [f"{i}.png" for i in range(1000)]
+    held = held_out(names, 0.05)
+    assert len(held) == 50 and held == held_out(names[::-1], 0.05)
+    more = held_out([*names, *(f"new {i}.png" for i in range(100))], 0.05)
+    assert len(held & more) >= 45
+    for fraction, some in ((0, names), (1, names), (0.5, names[:1])):
+        with pytest.raises(ValueError, match="val_fraction"):
+            held_out(some, fraction)
+
+
+def test_scenes():
+    train, val = (open_data(DataConfig(scenes_train=20), split, 64) for split in ("train", "val"))
+    assert len(train) == len(train.truth) == 20 and train.pixels(3, 64).shape == (3, 64, 64)
+    assert all(len(some) == 5 for some in train.captions) and not set(train.image_ids) & set(val.image_ids)
+    assert torch.equal(train.pixels(3, 64), to_uint8(train[3].image, 64))
+
+
+# Bad input ------------------------------------------------------------------------------------------------
+
+
+def test_a_root_that_is_nothing_known(tmp_path):
+    (tmp_path / "notes.md").write_text("hello")
+    for root, match in (("nowhere", "no such file"), (".", "notes.md"), ("notes.md", "not a data set that is known")):
+        with pytest.raises(ValueError, match=match):
+            open_data(config(tmp_path / root, tmp_path), "train", SIZE)
+    with pytest.raises(ValueError, match="format 'parquet'"):
+        open_data(config(tmp_path, tmp_path, format="parquet"), "train", SIZE)
+    with pytest.raises(ValueError, match="split: expected one of train, val, test, got 'dev'"):
+        open_data(config(tmp_path, tmp_path), "dev", SIZE)
+
+
+IMAGE, ANNOTATION = {"id": 1, "file_name": "0.png"}, {"id": 1, "image_id": 1, "caption": "a dog"}
+HOSTILE = {
+    "truncated": ('{"images": [', "not valid JSON"),
+    "utf-16": ('{"images": []}'.encode("utf-16"), "not valid JSON"),
+    "top-level list": ("[]", "expected an object"),
+    "no images": ('{"annotations": []}', "images: expected a list"),
+    "no annotations": ('{"images": []}', "annotations: expected a list"),
+    "images a dict": ('{"images": {}, "annotations": []}', "images: expected a list of records, got a dict"),
+    "record a string": ('{"images": ["x"], "annotations": []}', r"images\[0\]: expected an object"),
+    "nan": ('{"images": [{"id": NaN, "file_name": "0.png"}], "annotations": []}', "NaN"),
+    "deep nesting": ('{"images": ' + "[" * 100_000 + "]" * 100_000 + "}", "not valid JSON"),
+    "giant integer": ('{"images": [{"id": ' + "9" * 5000 + "}]}", "not valid JSON"),
+    **{f"id {value!r}": ({"images": [{**IMAGE, "id": value}], "annotations": []}, r"images\[0\].id: expected int")
+       for value in ("1", 1.0, True, None)},
+    "image twice": ({"images": [IMAGE, IMAGE], "annotations": []}, r"images\[1\].id: 1 has been given"),
+    "annotation twice": ({"images": [IMAGE], "annotations": [ANNOTATION] * 2}, r"annotations\[1\].id: 1 has been"),
+    "unknown image": ({"images": [IMAGE], "annotations": [{**ANNOTATION, "image_id": 7}]},
+                      r"annotations\[0\].image_id: no image has the id 7"),
+    "caption a list": ({"images": [IMAGE], "annotations": [{**ANNOTATION, "caption": ["a"]}]},
+                       r"annotations\[0\].caption: expected str"),
+    **{f"file_name {name!r}": ({"images": [{**IMAGE, "file_name": name}], "annotations": []}, r"images\[0\]")
+       for name in ("/etc/passwd", "../secret.png", "a/../../secret.png", "nul\0.png", "", "..\\secret.png", 7,
+                    "out.png", "out/secret.png")},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_coco_files_are_one_line_that_names_file_and_record(tmp_path, case):
+    content, match = HOSTILE[case]
+    root = tmp_path / "data"
+    write_images(root, 1)
+    write_images(tmp_path, 1)
+    (tmp_path / "0.png").rename(tmp_path / "secret.png")
+    os.symlink(tmp_path / "secret.png", root / "out.png")
+    os.symlink(tmp_path, root / "out")
+    path = root / "captions_train.json"
+    content = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=match) as caught:
+        read_coco(path)
+    assert "captions_train.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_inner_links_are_fine(tmp_path):
+    path = coco(tmp_path, images=[{"id": 0, "file_name": "link.png"}], annotations=[])
+    os.symlink(tmp_path / "train2017" / "0.png", tmp_path / "train2017" / "link.png")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_coco(path).image_ids == ["0"]
+
+
+@pytest.mark.parametrize("record, match", [
+    ({"filename": "../x.png"}, r"images\[0\]"), ({"filename": 3}, "filename"), ({"split": "later"}, "split"),
+    ({"sentences": "a dog"}, "sentences"), ({"sentences": [3]}, "sentences"), ({"filepath": "/"}, r"images\[0\]"),
+])
+def test_bad_karpathy_records_are_named(tmp_path, record, match):
+    (tmp_path / "images").mkdir()
+    records = [{"filename": "0.png", "split": "train", "sentences": [], **record}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": records}))
+    with pytest.raises(ValueError, match=match) as caught:
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+    assert "dataset.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("content, match", [
+    ("name,text\na,b\n", "expected a column image"), ("image,caption\n0.png,a, b\n", "row 0.*quote"),
+    ("image,caption\n0.png\n", "row 0"), ("image,caption\n../x.png,a\n", "row 0"), 
+    (b"image,caption\n\xff,a\n", "UTF-8"),
+    ("image,caption\n", "no images"),
+])
+def test_bad_csv_is_named(tmp_path, content, match):
+    (tmp_path / "data.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=match):
+        open_data(config(tmp_path / "data.csv", tmp_path), "train", SIZE)
+
+
+def test_bad_shards_are_named(tmp_path):
+    tar(tmp_path)
+    shard = tmp_path / "train-000.tar"
+    whole = shard.read_bytes()
+    damaged = whole[:2048] + b"\xff" * 512 + whole[2560:]  # the header of the third member
+    for content, match in ((b"no tar" * 200, "not a readable tar"), (b"", "not a readable tar"), (damaged, "byte 2048"),
+                           (whole[:15360], "truncated"), (whole[:1300], "byte 1024"), (whole[:700], "not a readable")):
+        shard.write_bytes(content)
+        with pytest.raises(ValueError, match=match) as caught:
+            open_data(config(tmp_path, tmp_path), "train", SIZE)
+        assert "train-000.tar" in str(caught.value)
+
+
+def test_bad_parquet_is_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(ValueError, match="train.parquet: not a readable parquet file"):
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+
+
+def test_a_few_bad_images_are_recorded_and_too_many_stop(tmp_path):
+    karpathy(tmp_path, count=200, broken=range(0, 8, 4))  # 2 of the 100 training images
+    with pytest.raises(ValueError, match=r"2 of 100 images are unreadable(.|\n)*sub/0.png(.|\n)*sub/4.png"):
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+    dataset = open_data(config(tmp_path, tmp_path, max_bad_fraction=0.02), "train", SIZE)
+    assert len(dataset) == 100 and len(dataset.bad) == 2
+    (position, reason), *_ = dataset.bad.items()
+    assert "0.png" in reason
+    with pytest.raises(BadImage, match="0.png"):
+        dataset.pixels(position, SIZE)
+
+
+def test_the_list_of_bad_images_is_bounded():
+    with pytest.raises(ValueError, match="and 950 more"):
+        check_bad({str(i): "broken" for i in range(1000)}, 1000, 0.01)

@@ -1,0 +1,73 @@
+"""What a gallery is made of: folders, files, data sets, uploads."""
+
+import pytest
+from painted import PALETTE, SIDE, painted
+from PIL import Image
+
+from bitgen.gallery import Pictures, find, of_files, pictures
+from bitgen.index import Index
+
+pytest.importorskip("faiss")
+
+
+def test_a_folder_with_broken_files_names_and_counts_them(tmp_path, painter):
+    photos = tmp_path / "photos"
+    (photos / "sea" / "night").mkdir(parents=True)
+    painted("red", "blue").resize((600, 300)).save(photos / "sea" / "night" / "a.png")
+    painted("green", "blue").save(photos / "b.PNG")
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "empty.png").touch()
+    (photos / "notes.txt").write_text("no picture either")
+    calls = []
+    index = Index.build(tmp_path / "index", photos, painter, progress=lambda *call: calls.append(call))
+    assert index.ids() == ["b.PNG", "sea/night/a.png"] and sorted(index.skipped) == ["broken.jpg", "empty.png"]
+    assert "empty file" in index.skipped["empty.png"] and calls == [(4, 4)]
+    item = index.item("sea/night/a.png")
+    assert (item.width, item.height, item.tags) == (600, 300, ["sea", "night"])
+    assert item.path == str(photos / "sea" / "night" / "a.png")
+    assert index.search(painter.text(["red"]), where={"tag": "sea"}).ids == [["sea/night/a.png"]]
+    painted("green", "green").save(photos / "empty.png")
+    assert Index.build(tmp_path / "index", photos, painter).skipped.keys() == {"broken.jpg"}, "a repaired file comes in"
+
+
+def test_thumbnails_are_bounded_and_stand_in_for_a_file_that_is_gone(tmp_path, painter):
+    photo = tmp_path / "wide.png"
+    painted("red", "blue").resize((900, 300)).save(photo)
+    index = Index.build(tmp_path / "index", [photo], painter)
+    assert index.thumbnail("wide.png")[:2] == b"\xff\xd8" and index.image("wide.png").size == (900, 300)
+    photo.unlink()
+    assert index.image("wide.png").size == (256, 85)
+    assert index.image("wide.png").getpixel((10, 10)) == pytest.approx(PALETTE["red"], abs=4)
+
+
+def test_sizes_are_those_that_are_seen(tmp_path, painter):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (400, 200), "red").save(tmp_path / "turned.jpg", exif=exif)
+    item = Index.build(tmp_path / "index", [tmp_path / "turned.jpg"], painter).item("turned.jpg")
+    assert (item.width, item.height) == (200, 400)
+
+
+def test_uploads_of_one_name_stay_apart(tmp_path):
+    files = [tmp_path / folder / "a.png" for folder in "xyz"]
+    assert of_files(files).ids == ["a.png", "a (2).png", "a (3).png"]
+    assert of_files([*files, tmp_path / "a (2).png"]).ids == ["a.png", "a (2).png", "a (3).png", "a (2) (2).png"]
+
+
+def test_galleries_that_are_none(tmp_path):
+    for gallery_, message in (([], "empty list"), (tmp_path / "none", "no such folder"), (tmp_path, "no image files")):
+        with pytest.raises(ValueError, match=message):
+            pictures(gallery_)
+    with pytest.raises(ValueError, match="two pictures have the id 'a'"):
+        Pictures("twice", ["a", "b", "a"], [b""] * 3, [[]] * 3, [[]] * 3)
+
+
+def test_a_folder_is_a_data_set_only_where_it_looks_like_one(tmp_path):
+    for name in ("a.png", "b.png"):
+        painted("red", "blue").save(tmp_path / name)
+    assert find(str(tmp_path), "test", SIDE).ids == ["a.png", "b.png"]
+    assert find(str(tmp_path / "a.png"), "test", SIDE).ids == ["a.png"]
+    (tmp_path / "captions.csv").write_text("image,caption\na.png,a sight\nb.png,a sight\n", encoding="utf-8")
+    assert list(find(str(tmp_path), "train", SIDE).captions) == [["a sight"]]
+    with pytest.raises(ValueError, match="no such"):
+        find(str(tmp_path / "nowhere"), "test", SIDE)

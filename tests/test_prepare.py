@@ -1,0 +1,38 @@
+"""Looking a data set over: counts, what is wrong with it, a contact sheet."""
+
+import json
+
+import pytest
+from layouts import config, jpeg, karpathy, memory
+from PIL import Image
+
+from bitgen.prepare import check, contact_sheet, summary
+
+
+def test_check_counts_what_is_wrong(tmp_path):
+    karpathy(tmp_path, count=40, broken={4})
+    content = json.loads((tmp_path / "dataset_small.json").read_text())
+    content["images"][8]["sentences"] = []
+    content["images"][12]["sentences"] = [{"raw": "Photo  9"}]
+    (tmp_path / "dataset_small.json").write_text(json.dumps(content))
+    pictures = tmp_path / "images" / "sub"
+    (pictures / "16.png").write_bytes(jpeg(20))
+    (pictures / "2.png").write_bytes(jpeg(1))
+    report = check(config(tmp_path, tmp_path))
+    train = report["splits"]["train"]
+    assert train["images"] == 20 and train["captions"] == 37
+    assert list(train["unreadable"]) == ["sub/4.png"] and train["without_captions"] == ["sub/8.png"]
+    assert train["duplicate_images"] == [["sub/16.png", "sub/20.png"]] and train["repeated_captions"] == 1
+    assert train["captions_per_image"] == {"min": 0, "mean": 1.85, "max": 2}
+    assert report["in_two_splits"] == [["train: sub/1.png", "val: sub/2.png"]]
+    assert report["splits"]["val"]["unreadable"] == {}
+    assert json.loads(json.dumps(report)) == report
+    for said in ("20 images, 37 captions", "sub/4.png", "sub/8.png", "sub/16.png", "val: sub/2.png"):
+        assert said in summary(report)
+
+
+def test_contact_sheet(tmp_path):
+    pytest.importorskip("matplotlib")
+    contact_sheet(memory(bad={0}), tmp_path / "out" / "sheet.png")
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert min(sheet.size) > 100

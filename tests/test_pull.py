@@ -1,0 +1,164 @@
+"""Taking a run over from the Hub: what is pulled verifies, and goes on to the same bits."""
+
+import shutil
+
+import pytest
+import strangers
+import torch
+from conftest import same_weights
+
+from bitgen import wire
+from bitgen.checkpoint import verify
+from bitgen.cli import main, parse_config
+from bitgen.hub import load, pull, resolve_resume
+from bitgen.push import push_run
+from bitgen.trainer import Trainer
+
+REPO = "org/name"
+NAMES = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(wire, "PAUSE", 0.01)
+
+
+TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
+        "--optim.batch-size", "16", "--optim.max-steps", "6", "--optim.epochs", "4", "--log-every", "1",
+        "--save-every", "3", "--validate-every", "6", "--loss.queue", "64", "--loss.queue-start", "2",
+        "--loss.episode", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of six steps with two checkpoints."""
+    folder = tmp_path_factory.mktemp("run")
+    train("--output-dir", str(folder))
+    return folder
+
+
+def train(*settings):
+    """A run that draws nothing: it would take longer than its training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bitgen.boards.validated", lambda *_: None)
+        patch.setattr("bitgen.card._draw", lambda *_: False)
+        Trainer(parse_config([*TINY, *settings])).fit()
+
+
+@pytest.fixture
+def pushed(hub, run):
+    """The files of its first checkpoint, as they stand on the Hub."""
+    files = {f"checkpoint-3/{path.name}": path.read_bytes() for path in (run / "checkpoint-3").iterdir()}
+    hub.seed(REPO, files)
+    return files
+
+
+def test_a_run_that_is_pushed_and_taken_over_elsewhere_ends_in_the_same_bits(hub, run, tmp_path):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    shutil.copytree(run / "checkpoint-3", here / "checkpoint-3")
+    assert push_run(here, REPO).complete
+    shutil.rmtree(here)
+    source = resolve_resume(f"hub://{REPO}@main", elsewhere)
+    assert source == elsewhere / "checkpoint-3"
+    train("--output-dir", str(elsewhere), "--resume", str(source))
+    assert (elsewhere / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    ended, resumed = (torch.load(folder / "checkpoint-6/checkpoint-6.pt", weights_only=True) for folder in
+                      (run, elsewhere))
+    for part in ("objective", "optimizer", "random"):
+        assert differences(ended[part], resumed[part]) == []
+
+
+def differences(a, b, path=""):
+    """Places where two nested states differ in a single bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        a, b = list(a.items()), list(b.items())
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        return [found for i, (x, y) in enumerate(zip(a, b)) for found in differences(x, y, f"{path}/{i}")]
+    return [] if a == b else [path]
+
+
+def test_pulling_leaves_a_run_folder_that_verifies_and_loads(hub, run, pushed, tmp_path, capsys):
+    folder = tmp_path / "pulled"
+    assert main(["pull", REPO, "--checkpoint", "3", "--output-dir", str(folder)]) == 0
+    assert f"pulled: {folder}/checkpoint-3" in capsys.readouterr().out
+    verify(folder / "checkpoint-3")
+    for path in (run / "checkpoint-3").iterdir():
+        assert path.read_bytes() == (folder / "checkpoint-3" / path.name).read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["checkpoint-3", *NAMES])
+    assert same_weights(load(folder)[0], load(run / "checkpoint-3")[0])
+
+
+def test_the_newest_is_pulled_by_number(hub, run, pushed, tmp_path):
+    hub.seed(REPO, {name.replace("checkpoint-3", f"checkpoint-{step}"): data for name, data in pushed.items()
+                    for step in (20, 100)})
+    with pytest.raises(ValueError, match="checkpoint-100: MANIFEST.json does not list"):
+        pull(REPO, tmp_path / "pulled")
+
+
+def test_what_is_there_already_is_not_fetched_again(hub, run, pushed, tmp_path):
+    path = pull(REPO, tmp_path)
+    hub.requests.clear()
+    assert pull(REPO, tmp_path) == path
+    assert len(hub.asked("resolve")) == 1                                                       # the manifest
+
+
+def test_a_damaged_checkpoint_is_replaced_and_another_runs_is_not(hub, run, pushed, tmp_path):
+    path = pull(REPO, tmp_path) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    verify(pull(REPO, tmp_path))
+    hub.seed(REPO, {"checkpoint-3/MANIFEST.json": b"{}"})
+    with pytest.raises(ValueError, match="another run's checkpoint"):
+        pull(REPO, tmp_path)
+    verify(tmp_path / "checkpoint-3")
+
+
+def test_processes_that_pull_at_once_leave_one_whole_checkpoint(hub, run, pushed, tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    from itertools import count
+
+    numbers = count()
+    monkeypatch.setattr("bitgen.hub.os.getpid", lambda: next(numbers))
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(lambda _: pull(REPO, tmp_path), range(3))) == {tmp_path / "checkpoint-3"}
+    verify(tmp_path / "checkpoint-3")
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-3"}
+
+
+@pytest.mark.parametrize("change, reason", [
+    ({"MANIFEST.json": b"{}"}, "does not list"), ({"MANIFEST.json": b"[" * 50_000}, "deep"),
+    ({"MANIFEST.json": b'{"files": {"../../x": [1, "a"]}}'}, "does not list"),
+    ({"metrics.json": b"{}"}, "metrics.json has 2 bytes"), ({"checkpoint-3.pt": b"x"}, "checkpoint-3.pt has 1 bytes"),
+    ({"run.json": b" " * 70_000}, "at most 64,000")])
+def test_a_checkpoint_that_is_not_whole_is_not_pulled(hub, pushed, tmp_path, change, reason):
+    hub.seed(REPO, {f"checkpoint-3/{name}": data for name, data in change.items()})
+    with pytest.raises(ValueError, match=reason):
+        pull(REPO, tmp_path / "pulled")
+    assert not list(tmp_path.glob("pulled/*"))
+
+
+def test_a_training_state_that_would_run_code_is_not_pulled(hub, run, tmp_path):
+    from bitgen.checkpoint import save
+
+    made = save(tmp_path / "made", 3, {path.name: (lambda to, path=path: shutil.copy(path, to)) for path in
+                                       (run / "checkpoint-3").iterdir() if path.suffix in (".json", ".safetensors")
+                                       and path.name != "MANIFEST.json"}
+                | {"checkpoint-3.pt": lambda to: torch.save(strangers.Payload(tmp_path), to)})
+    hub.seed(REPO, {f"checkpoint-3/{path.name}": path.read_bytes() for path in made.iterdir()})
+    with pytest.raises(ValueError, match="checkpoint-3.pt: not a training state"):
+        pull(REPO, tmp_path / "pulled")
+    assert not list(tmp_path.glob("pulled/*")) and not (tmp_path / strangers.CANARY).exists()
+
+
+def test_resuming_from_a_folder_asks_nobody(hub, run):
+    assert resolve_resume(str(run / "checkpoint-3"), run) == run / "checkpoint-3"
+    assert not hub.requests
+
+
+def test_a_repository_without_checkpoints_says_so(hub, tmp_path, capsys):
+    hub.seed(REPO, {"config.json": b"{}"})
+    assert main(["pull", f"{REPO}@main", "--output-dir", str(tmp_path)]) == 65
+    assert "no checkpoint-N to go on from" in capsys.readouterr().err
+    assert not list(tmp_path.glob("checkpoint-*"))

@@ -1,0 +1,53 @@
+"""Data sets of the Hub, streamed once."""
+
+import sys
+import types
+
+import pytest
+from layouts import SIZE, colour, config, jpeg, texts
+
+from bitgen.data import open_data
+from bitgen.images import BadImage
+
+
+class FakeStream:
+    """What the code uses of `datasets.IterableDataset`."""
+
+    column_names = ["image", "caption"]
+
+    def __init__(self, count):
+        self.count = count
+
+    def cast_column(self, name, feature):
+        assert name == "image" and feature == "undecoded"
+        return self
+
+    def __iter__(self):
+        for i in range(self.count):
+            for text in texts(i):  # one row a caption
+                yield {"image": {"bytes": b"broken" if i == 3 else jpeg(i), "path": f"{i}.png"}, "caption": text}
+
+
+def test_hub_data_are_streamed_once(tmp_path, monkeypatch):
+    asked = []
+    fake = types.SimpleNamespace(
+        get_dataset_split_names=lambda repo: ["train", "testing"],
+        load_dataset=lambda repo, split, streaming: asked.append((repo, split, streaming)) or FakeStream(20),
+        Image=lambda decode: "undecoded")
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    settings = config("hub://someone/photos", tmp_path, val_fraction=0.1, max_bad_fraction=0.1)
+    train, val, test = (open_data(settings, split, SIZE) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (18, 2, 20)
+    assert sorted(asked) == [("someone/photos", "testing", True), ("someone/photos", "train", True)]
+    assert not set(train.image_ids) & set(val.image_ids) and all(len(some) == 2 for some in train.captions)
+    assert tuple(test.pixels(5, SIZE)[:, 0, 0].tolist()) == test[5].image.getpixel((0, 0)) == colour(5)
+    with pytest.raises(BadImage):
+        test.pixels(3, SIZE)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # from now on offline
+    assert open_data(settings, "train", SIZE).image_ids == train.image_ids
+
+
+def test_without_the_datasets_package_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="pip install"):
+        open_data(config("hub://someone/photos", tmp_path), "train", SIZE)
