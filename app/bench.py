@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from app.gallery import Gallery, Progress, Uploads, find_pictures, indexes, open_gallery, silent
@@ -64,6 +67,19 @@ class Bench:
         else:
             source, folder = find_pictures(view.gallery, loaded.processor.vision.image_size), indexes()
         return open_gallery(source, loaded, folder, progress)
+
+
+def kept(make: Callable) -> Callable:
+    """`make(bench, view)`, asked once for each gallery in memory: of a gallery and its model, of no visitor."""
+    there: weakref.WeakKeyDictionary[Gallery, object] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(make)
+    def found(bench: Bench, view: View):
+        gallery = bench.gallery(view)
+        if gallery not in there:
+            there[gallery] = make(bench, view)
+        return there[gallery]
+    return found
 
 
 def _trained_on(run: str) -> str:

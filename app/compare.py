@@ -5,15 +5,14 @@ n sampled pictures with their first captions, N pictures of the gallery, D width
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from app import limits, search
-from app.bench import Bench
-from app.gallery import Gallery, Progress, silent
+from app.bench import Bench, kept
+from app.gallery import Progress, silent
 from app.models import View
 from app.search import Query
 from bitgen import mistakes, retrieval
@@ -79,34 +78,25 @@ def results(bench: Bench, here: View, there: View, words: str, top: int = 6) -> 
         hits = gallery.index.search(search.query_feature(gallery, query), len(gallery))
         found.append(dict(zip(hits.ids[0], hits.scores[0])))  # in the order of their scores
     places = [{name: rank for rank, name in enumerate(scores, 1)} for scores in found]
-    texts = bench.gallery(here).captions
-    return tuple([Place(name, next(iter(texts(name)), ""), places[0][name], places[1][name], scores[name])
+    caption = bench.gallery(here).caption
+    return tuple([Place(name, caption(name), places[0][name], places[1][name], scores[name])
                   for name in list(scores)[:top]] for scores in found)
 
 
-_STANDING: weakref.WeakKeyDictionary[Gallery, Standing] = weakref.WeakKeyDictionary()  # of a gallery, of no visitor
-
-
+@kept
 def standing(bench: Bench, view: View) -> Standing:
     """Recall on a sample of the gallery, measured once for each gallery in memory.
 
     Raises `ValueError` where fewer than two of the pictures have captions.
     """
     gallery = bench.gallery(view)
-    if gallery not in _STANDING:
-        _STANDING[gallery] = _standing(gallery)
-    return _STANDING[gallery]
-
-
-def _standing(gallery: Gallery) -> Standing:
-    said = [(name, captions[0]) for name in gallery.sample if (captions := gallery.captions(name))]
-    if len(said) < 2:
+    names = gallery.captioned
+    if len(names) < 2:
         raise ValueError("this gallery has no captions: how well its pictures are found cannot be measured")
-    names, texts = [name for name, _ in said], [text for _, text in said]
-    images, words = (torch.as_tensor(x).float() for x in (gallery.index.features(names), gallery.encoder.text(texts)))
+    images, words = (torch.as_tensor(x).float() for x in (gallery.index.features(names), gallery.sample_captions))
     owner = torch.arange(len(names))
     ranks = retrieval.rank_features(images, words, owner)[1].ranks
-    return Standing(mistakes.recall(images, words, owner), texts, ranks)
+    return Standing(mistakes.recall(images, words, owner), [gallery.caption(name) for name in names], ranks)
 
 
 def moves(here: Standing, there: Standing, count: int = MOVES) -> tuple[list[Move], list[Move]]:

@@ -58,6 +58,10 @@ class Gallery:
         """What is said of a picture; may be empty."""
         return self.index.item(name).captions
 
+    def caption(self, name: str) -> str:
+        """The first of them; empty where there is none."""
+        return next(iter(self.captions(name)), "")
+
     def picture(self, name: str) -> Image.Image:
         """A picture to show, RGB, at most 256 pixels a side."""
         return Image.open(io.BytesIO(self.index.thumbnail(name))).convert("RGB")
@@ -76,14 +80,19 @@ class Gallery:
         return random.Random(0).sample(self.ids, min(EXAMPLES, len(self.ids)))
 
     @cached_property
+    def captioned(self) -> list[str]:
+        """Those of the sample that have captions."""
+        return [name for name in self.sample if self.captions(name)]
+
+    @cached_property
     def sample_pictures(self) -> np.ndarray:
-        """Their features (n, D): what a random picture scores."""
+        """Features (n, D) of the sample: what a random picture scores."""
         return self.index.features(self.sample)
 
     @cached_property
     def sample_captions(self) -> np.ndarray:
-        """Features (n, D) of a caption of each that has one: what a random caption scores."""
-        return self.encoder.text([line for name in self.sample for line in self.captions(name)[:1]])
+        """Features (n, D) of the first caption of each that has one: what a random caption scores."""
+        return self.encoder.text([self.caption(name) for name in self.captioned])
 
     @cached_property
     def tags(self) -> list[str]:

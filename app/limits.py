@@ -33,8 +33,8 @@ def text(value: str | None, name: str) -> str:
 
 
 def whole(value: float | None, name: str, low: int, high: int) -> int:
-    """`value` as a whole number. Raises `ValueError` outside low..high."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    """`value` as a whole number. Raises `ValueError` outside low..high, and for fractions."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value % 1:
         raise ValueError(f"{name}: expected a whole number from {low} to {high}, got {value!r}")
     return int(value)
 

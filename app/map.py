@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import re
-import weakref
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -18,14 +16,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app import limits
-from app.bench import Bench
+from app import limits, vocabulary
+from app.bench import Bench, kept
 from app.gallery import Gallery, Progress, silent
 from app.models import View
 from app.search import Query, query_feature
 from bitgen import projection, retrieval
 from bitgen.cache import cache_folder
-from bitgen.memory import EpisodicMemory
 
 Method = Literal["pca", "umap"]
 By = Literal["kind", "words", "slot", "rank"]
@@ -88,20 +85,12 @@ class Groups(NamedTuple):
 
 # The points -----------------------------------------------------------------------------------------------
 
-_CHARTS: weakref.WeakKeyDictionary[Gallery, Chart] = weakref.WeakKeyDictionary()  # of a gallery, of no visitor
-
-
+@kept
 def chart(bench: Bench, view: View) -> Chart:
     """The points of the view's gallery, made once for each gallery in memory."""
-    gallery = bench.gallery(view)
-    if gallery not in _CHARTS:
-        _CHARTS[gallery] = _chart(gallery, bench.model(view).model.memory)
-    return _CHARTS[gallery]
-
-
-def _chart(gallery: Gallery, memory: EpisodicMemory | None) -> Chart:
-    firsts = [next(iter(gallery.captions(name)), "") for name in gallery.sample]
-    owner = np.array([i for i, text in enumerate(firsts) if text], dtype=np.int64)
+    gallery, memory = bench.gallery(view), bench.model(view).model.memory
+    firsts = [gallery.caption(name) for name in gallery.sample]
+    owner = np.flatnonzero(np.isin(gallery.sample, gallery.captioned))
     images = np.asarray(gallery.sample_pictures, dtype=np.float32)
     features, ranks = images, np.full(len(images), np.nan)
     if len(owner):
@@ -205,7 +194,7 @@ def _by_words(drawn: Chart, words: Sequence[str]) -> tuple[dict[str, np.ndarray]
     words = list(dict.fromkeys(limits.text(word, "word").lower() for word in words or offered(drawn)[:COLOURS]))
     if len(words) > COLOURS:
         raise ValueError(f"{len(words)} words; at most {COLOURS} have a colour")
-    said = _sets(drawn)
+    said = vocabulary.words(drawn.texts)
     masks = np.array([[word in each for each in said] for word in words], dtype=bool).reshape(len(words), len(said))
     alone = masks & (masks.sum(0) == 1)
     return dict(zip(words, alone)), "none of them, or several"
@@ -213,14 +202,8 @@ def _by_words(drawn: Chart, words: Sequence[str]) -> tuple[dict[str, np.ndarray]
 
 def offered(drawn: Chart) -> list[str]:
     """Words to colour by: said of some of the pictures and not of most, the most frequent first."""
-    said = _sets(drawn)[:drawn.pictures]
-    counts = Counter(word for each in said for word in each)
-    return [word for word, count in counts.most_common()
-            if len(word) > 2 and SELDOM * len(said) <= count <= OFTEN * len(said)][:OFFERED]
-
-
-def _sets(drawn: Chart) -> list[set[str]]:
-    return [set(re.findall(r"\w+", text.lower())) for text in drawn.texts]
+    said = vocabulary.words(drawn.texts[:drawn.pictures])
+    return [word for word in vocabulary.telling(said, SELDOM, OFTEN) if len(word) > 2][:OFFERED]
 
 
 # What was chosen ------------------------------------------------------------------------------------------
@@ -262,12 +245,11 @@ def summary(drawn: Chart, points: Sequence[int]) -> str:
     if len(ranks):
         parts.append(f"counterpart first for {(ranks == 1).mean():.0%} (all: {(all_ranks == 1).mean():.0%}), "
                      f"median rank {np.median(ranks):.0f} (all: {np.median(all_ranks):.0f})")
-    said = _sets(drawn)
+    said = vocabulary.words(drawn.texts)
     inside, everywhere = (Counter(word for i in some for word in said[i]) for some in (points, range(len(said))))
     lift = {word: inside[word] / len(points) / (everywhere[word] / len(said)) for word in offered(drawn)
             if inside[word] > 1}
-    best = sorted(lift, key=lambda word: -lift[word])[:5]
-    if best and lift[best[0]] > 1.05:
-        parts.append("more often said here: " + ", ".join(f"{word} ×{lift[word]:.1f}" for word in best
-                                                          if lift[word] > 1.05))
+    best = sorted((word for word in lift if lift[word] > 1.05), key=lambda word: -lift[word])[:5]
+    if best:
+        parts.append("more often said here: " + ", ".join(f"{word} ×{lift[word]:.1f}" for word in best))
     return " · ".join(parts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import weakref
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,11 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from app import limits
-from app.bench import Bench
-from app.gallery import Gallery
+from app.bench import Bench, kept
 from app.models import Choice, Loaded, View
 from bitgen.memory import Belief
-from bitgen.model import BitGen, Encoded
+from bitgen.model import BitGen
 from bitgen.slots import Facts
 
 FACTS = 48
@@ -117,8 +115,6 @@ def forget(view: View, edits: Edits, number: int) -> Edits:
     if number is None:
         raise ValueError("choose the fact to forget")
     place = limits.whole(number, "number of the fact", 1, len(edits.facts)) - 1
-    if place + 1 != number:
-        raise ValueError(f"number of the fact: expected a whole number, got {number!r}")
     return edits.then(edits.facts[:place] + edits.facts[place + 1:])
 
 
@@ -148,7 +144,7 @@ def download(bench: Bench, view: View, edits: Edits) -> bytes:
     from safetensors.torch import save
 
     model, edits = with_memory(bench, view).model, of(view, edits)
-    state = {f"memory.{name}": tensor.detach().clone() for name, tensor in model.memory.state_dict().items()}
+    state = {f"memory.{name}": tensor for name, tensor in model.memory.state_dict().items()}
     written = belief(model, edits) - model.memory.prior()
     state |= {"memory.written_precision": written.precision, "memory.written_information": written.information}
     words = json.dumps([fact.text for fact in edits.facts])
@@ -203,22 +199,22 @@ def summary(rows: list[tuple[str, int, float, float]]) -> str:
             f"unsure {np.mean([row[3] for row in rows]):.3f} now, {np.mean([row[2] for row in rows]):.3f} before")
 
 
-_KNOWN: weakref.WeakKeyDictionary[Gallery, Known] = weakref.WeakKeyDictionary()  # shared: of a gallery, of no visitor
-
-
+@kept
 def known_of(bench: Bench, view: View) -> Known:
     """Some pictures of the gallery with captions, encoded once for each gallery in memory."""
-    gallery = bench.gallery(view)
-    if gallery not in _KNOWN:
-        _KNOWN[gallery] = _known(with_memory(bench, view), gallery)
-    return _KNOWN[gallery]
+    loaded, gallery = with_memory(bench, view), bench.gallery(view)
+    names = gallery.captioned[:KNOWN]
+    texts = [gallery.caption(name) for name in names]
+    rows = [slice(start, start + BATCH) for start in range(0, len(names), BATCH)]
+    parts = [_encoded(loaded, [gallery.original(name) for name in names[i]], texts[i]) for i in rows]
+    return Known(names, texts, Facts(*map(torch.cat, zip(*parts))) if parts else Facts(*(torch.zeros(0, 1),) * 3))
 
 
 def any_fact(bench: Bench, view: View) -> tuple[Image.Image, str]:
     """A picture of the gallery with a caption of another one: a fact that the model cannot know."""
     gallery = bench.gallery(view)
     name, other = random.sample(gallery.sample, 2) if len(gallery.sample) > 1 else (gallery.ids[0],) * 2
-    return gallery.original(name), next(iter(gallery.captions(other)), "")
+    return gallery.original(name), gallery.caption(other)
 
 
 # Inside ---------------------------------------------------------------------------------------------------
@@ -237,17 +233,9 @@ def _encoded(loaded: Loaded, images: list, texts: list[str]) -> tuple[Tensor, Te
     """Keys, features of the images and values, (n, D) each."""
     inputs, model = loaded.processor(images=images, text=texts), loaded.model
     image = model.image_tokens(inputs["pixel_values"])
-    text: Encoded = model.text_tokens(inputs["input_ids"], inputs["attention_mask"])
+    text = model.text_tokens(inputs["input_ids"], inputs["attention_mask"])
     key, value = model.fact(image, text, inputs["attention_mask"])
     return key.float(), image.feature.float(), value.float()
-
-
-def _known(loaded: Loaded, gallery: Gallery) -> Known:
-    said = [(name, captions[0]) for name in gallery.sample[:KNOWN] if (captions := gallery.captions(name))]
-    names, texts = [name for name, _ in said], [text for _, text in said]
-    rows = [slice(start, start + BATCH) for start in range(0, len(names), BATCH)]
-    parts = [_encoded(loaded, [gallery.original(name) for name in names[i]], texts[i]) for i in rows]
-    return Known(names, texts, Facts(*map(torch.cat, zip(*parts))) if parts else Facts(*(torch.zeros(0, 1),) * 3))
 
 
 def _nearest(reading: Tensor, facts: tuple[Fact, ...], known: Known, top: int) -> list[tuple[str, str, float]]:

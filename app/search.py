@@ -108,7 +108,7 @@ def search(bench: Bench, view: View, query: Query, wish: Wish = Wish()) -> Answe
         raise ValueError("this gallery has no captions: find pictures instead")
     wanted = max(wish.top, limits.CANDIDATES if wish.rerank else 0) + itself
     found = gallery.index.search(feature, wanted, captions=captions, where=wish.where, threshold=wish.floor)
-    texts = found.texts[0] if captions else [next(iter(gallery.captions(name)), "") for name in found.ids[0]]
+    texts = found.texts[0] if captions else [gallery.caption(name) for name in found.ids[0]]
     rows = [row for row in zip(found.ids[0], texts, found.scores[0]) if not itself or row[0] != query.name]
     hits = [Hit(*row, None, rank) for rank, row in enumerate(rows, 1)]
     note = ""

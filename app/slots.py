@@ -5,14 +5,13 @@ What is shown is of the visitor's session (`app.memory.Edits`). K slots, n pictu
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app import limits, memory, search
+from app import limits, memory, search, vocabulary
 from app.bench import Bench
 from app.memory import Edits
 from app.models import View
@@ -41,7 +40,6 @@ class Slots(NamedTuple):
     """Share of the query's address mass."""
     age: np.ndarray
     """Writes of this session since the slot last took more than the uniform share of one."""
-
 
 
 def look(bench: Bench, view: View, edits: Edits, query: search.Query | None = None) -> Slots:
@@ -117,7 +115,6 @@ def _addresses(bench: Bench, view: View) -> Tensor:
 
 def _said(texts: list[str]) -> tuple[list[str], Tensor]:
     """Words that are said of some of the texts, and (n, words) bool which."""
-    sets = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    counts = {word: sum(word in each for each in sets) for word in sorted(set().union(*sets))}
-    words = [word for word, count in counts.items() if SELDOM * len(sets) <= count <= OFTEN * len(sets)]
-    return words, torch.tensor([[word in each for word in words] for each in sets], dtype=torch.bool)
+    said = vocabulary.words(texts)
+    names = vocabulary.telling(said, SELDOM, OFTEN)
+    return names, torch.tensor([[name in each for name in names] for each in said], dtype=torch.bool)

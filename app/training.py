@@ -94,19 +94,18 @@ def worst(bench: Bench, view: View, run: str, progress: Progress = silent) -> tu
     bench.model(view)
     here = view if view.choice.source == run else replace(view, choice=Choice(str(_offered(bench, run))))
     gallery = bench.gallery(bench.open(here, progress))
-    names = [name for name in gallery.sample if gallery.captions(name)]
+    names = gallery.captioned
     if len(names) < 2:
         raise ValueError("this gallery has no captions: what they find cannot be shown")
-    images, words = gallery.index.features(names), gallery.sample_captions
+    images, words = (torch.as_tensor(x).float() for x in (gallery.index.features(names), gallery.sample_captions))
     owner = torch.arange(len(names))
-    found = mistakes.worst(*(torch.as_tensor(x).float() for x in (images, words)), owner, WORST, SHOWN)
-    recall = mistakes.recall(*(torch.as_tensor(x).float() for x in (images, words)), owner, (1,))
+    found, recall = mistakes.worst(images, words, owner, WORST, SHOWN), mistakes.recall(images, words, owner, (1,))
     line = (f"{here.choice.title}: {recall['t2i_r1']:.0%} of {len(names):,} captions find their picture first "
             f"(95 % interval {recall['t2i_r1_low']:.0%} to {recall['t2i_r1_high']:.0%}, by chance "
             f"{recall['chance_t2i_r1']:.1%}).")
     if not found:
         raise ValueError(f"nothing to show. {line}")
-    rows = [figures.Query(gallery.captions(names[one.caption])[0],
+    rows = [figures.Query(gallery.caption(names[one.caption]),
                           [np.asarray(gallery.picture(names[i])).transpose(2, 0, 1) for i in one.found],
                           [i == one.image for i in one.found], one.rank) for one in found]
     return figures.retrievals(rows), line

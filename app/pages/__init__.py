@@ -1,4 +1,4 @@
-"""The tabs' layout, one file each with `TITLE` and `build(shell)`. What they share: `Shell`, `plain`, `ASK`, `LOAD`."""
+"""The tabs' layout, one file each with `TITLE` and `build(shell)`. What they share stands here."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ ASK = {"concurrency_id": "ask", "concurrency_limit": 2, "api_visibility": "priva
 """For events that answer at once: two at a time, over all visitors."""
 LOAD = {"concurrency_id": "load", "concurrency_limit": 1, "api_visibility": "private"}
 """For events that load a model or encode a gallery: a queue of their own, so that nobody else waits for them."""
+WAIT = "One moment …"
+"""What stands where an answer is still to come."""
 
 
 @dataclass

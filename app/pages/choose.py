@@ -18,7 +18,6 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
     """The panel. Loading runs in a queue of its own; what was chosen before is in the browser's own storage."""
     bench = shell.bench
     start = bench.start
-    local = bench.models.checkpoints(start.choice) if start and start.choice.source in bench.models.runs else []
     with gr.Accordion("Model and gallery", open=start is None, elem_id="choose"):
         with gr.Row(equal_height=True):
             source = gr.Dropdown(short(bench.models.runs), value=start.choice.source if start else None,
@@ -27,8 +26,8 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
                                  min_width=240)
             revision = gr.Textbox(label="Revision", info="Branch, tag or commit on the Hub", max_length=200, scale=2,
                                   min_width=240)
-            checkpoint = gr.Dropdown([NEWEST, *local], value=NEWEST, label="Checkpoint", info="Saved while it trained",
-                                     scale=2, min_width=240)
+            checkpoint = gr.Dropdown([NEWEST, *at_first(bench)], value=NEWEST, label="Checkpoint",
+                                     info="Saved while it trained", scale=2, min_width=240)
             gallery = gr.Dropdown(short(bench.gallery_names), value=start.gallery if start else bench.gallery_names[0],
                                   label="Gallery", info="The pictures that are searched", scale=2, min_width=240)
         with gr.Row():
@@ -77,6 +76,12 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
     files.upload(plain(upload), [shell.view, files, source, revision, checkpoint],
                  [shell.view, status, refused], show_progress_on=refused, **LOAD)
     recent.change(remembered, recent, source, show_progress="hidden", **ASK)
+
+
+def at_first(bench) -> list[str]:
+    """The checkpoints of the run that the page opens with; none are asked of the Hub before the visitor does."""
+    start = bench.start
+    return bench.models.checkpoints(start.choice) if start and start.choice.source in bench.models.runs else []
 
 
 def heading(bench, view: View) -> str:

@@ -7,7 +7,7 @@ import gradio as gr
 from app import compare, limits, search
 from app.compare import Move, Place
 from app.pages import ASK, LOAD, Shell, plain, watched
-from app.pages.choose import NEWEST
+from app.pages.choose import NEWEST, at_first
 
 TITLE, ID = "Compare", "compare"
 RECALL = ["Of a sample, with 95 % interval", "First", "Second", "Points", "Chance"]
@@ -17,14 +17,14 @@ def build(shell: Shell) -> None:
     """Which other checkpoint; recall of both and what moved; then one query, side by side."""
     bench, view = shell.bench, shell.view
     start = bench.start
-    second = gr.State(None)
+    second, names = gr.State(None), [NEWEST, *at_first(bench)]
     gr.Markdown("The first is the checkpoint that you look at; choose a second one for the same gallery.",
                 elem_classes="quiet")
     with gr.Row(equal_height=True):
         source = gr.Dropdown(bench.models.runs, value=start.choice.source if start else None, allow_custom_value=True,
                              label="Second: run or Hub id", scale=3, min_width=240, elem_id="second")
-        checkpoint = gr.Dropdown(_names(bench, start), label="Its checkpoint", scale=2, min_width=200,
-                                 elem_id="second-checkpoint", value=_names(bench, start)[-1])
+        checkpoint = gr.Dropdown(names, value=names[-1], label="Its checkpoint", scale=2, min_width=200,
+                                 elem_id="second-checkpoint")
         words = gr.Textbox(label="Words", lines=1, max_lines=3, max_length=limits.TEXT, scale=3,
                            elem_id="compare-words")
     with gr.Row(elem_classes="actions"):
@@ -73,13 +73,6 @@ def build(shell: Shell) -> None:
     go.click(plain(compared), [view, source, checkpoint, words], [second, line, panel, recall, risen, fallen, *sides],
              show_progress_on=line, **LOAD)
     words.submit(plain(again), [view, second, words], sides, show_progress_on=line, **ASK)
-
-
-def _names(bench, start) -> list[str]:
-    """The checkpoints of the run that the page opens with; none are asked of the Hub before the visitor does."""
-    if start is None or start.choice.source not in bench.models.runs:
-        return [NEWEST]
-    return [NEWEST, *bench.models.checkpoints(start.choice)]
 
 
 def _side(name: str) -> gr.Gallery:

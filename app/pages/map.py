@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from app import map as map_module
-from app.pages import ASK, LOAD, Shell, plain, watched
+from app.pages import ASK, LOAD, Shell, plain, search, watched
 from app.pages.chart import chart, colours
 
 TITLE, ID = "Map", "map"
@@ -35,9 +35,9 @@ def build(shell: Shell) -> None:
                         show_label=False, visible=False, max_height=360, column_widths=["26%", "56%", "18%"],
                         buttons=[], elem_id="lasso-rows")
 
-    def scene(view, query, method, by, words, progress):
+    def scene(view, query, method, by, words, progress=gr.Progress()):  # noqa: B008 - gradio's way
         points = map_module.chart(bench, view)
-        placed = map_module.place(bench, view, method, query, progress)
+        placed = map_module.place(bench, view, method, query, watched(progress))
         groups = map_module.groups(points, by, words)
         return (gr.HTML(map_module.page(points, placed), paint=colours(groups, placed)), placed.note,
                 gr.Markdown(visible=False), gr.Dataframe(visible=False), [])
@@ -47,7 +47,7 @@ def build(shell: Shell) -> None:
         placed = map_module.place(bench, view, method, query)
         return gr.HTML(paint=colours(map_module.groups(points, by, words), placed, chosen))
 
-    def opened(view, query, method, by, words, is_open, event: gr.SelectData, progress=gr.Progress()):  # noqa: B008
+    def opened(view, query, method, by, words, event: gr.SelectData, progress=gr.Progress()):  # noqa: B008
         here = event.value == TITLE
         if not here or view is None:
             return [here, *[gr.skip()] * 6]
@@ -56,15 +56,12 @@ def build(shell: Shell) -> None:
     def fresh(view, query, method, by, words, progress):
         offered = map_module.offered(map_module.chart(bench, view))
         words = [word for word in words or [] if word in offered] or offered[:map_module.COLOURS]
-        return [*scene(view, query, method, by, words, watched(progress)), gr.Dropdown(offered, value=words)]
+        return [*scene(view, query, method, by, words, progress), gr.Dropdown(offered, value=words)]
 
-    def changed(view, query, method, by, words, is_open, progress=gr.Progress()):  # noqa: B008 - gradio's way
+    def changed(view, query, method, by, words, is_open, progress=gr.Progress()):  # noqa: B008
         if not is_open or view is None:
             return [gr.skip()] * 6
         return fresh(view, query, method, by, words, progress)
-
-    def redrawn(view, query, method, by, words, progress=gr.Progress()):  # noqa: B008
-        return scene(view, query, method, by, words, watched(progress))
 
     def recoloured(view, query, method, by, words):
         return painted(view, query, method, by, words), gr.Dropdown(visible=by == "words")
@@ -80,20 +77,22 @@ def build(shell: Shell) -> None:
                 gr.Markdown(map_module.summary(points, chosen), visible=True),
                 gr.Dataframe(map_module.table(points, first), visible=True), first)
 
+    def sought(view, point):
+        return map_module.query_of(map_module.chart(bench, view), point), gr.Tabs(selected=search.ID)
+
     def picked(view, event: gr.EventData):
-        return map_module.query_of(map_module.chart(bench, view), event.index), gr.Tabs(selected="search")
+        return sought(view, event.index)
 
     def chosen(view, caught, event: gr.SelectData):
         if not 0 <= event.index[0] < len(caught):
             raise ValueError("these points have gone: draw around some again")
-        return (map_module.query_of(map_module.chart(bench, view), caught[event.index[0]]),
-                gr.Tabs(selected="search"))
+        return sought(view, caught[event.index[0]])
 
     looks = [view, query, method, by, words]
     shown = [drawn, note, line, rows, caught]
-    shell.tabs.select(plain(opened), [*looks, is_open], [is_open, *shown, words], show_progress_on=note, **ASK)
+    shell.tabs.select(plain(opened), looks, [is_open, *shown, words], show_progress_on=note, **ASK)
     view.change(plain(changed), [*looks, is_open], [*shown, words], show_progress_on=note, **SLOW)
-    method.input(plain(redrawn), looks, shown, show_progress_on=note, **SLOW)
+    method.input(plain(scene), looks, shown, show_progress_on=note, **SLOW)
     for event in (by.input, words.input):
         event(plain(recoloured), looks, [drawn, words], show_progress="hidden", **ASK)
     query.change(plain(asked), [*looks, is_open], drawn, show_progress="hidden", **ASK)

@@ -8,11 +8,10 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from app import limits, memory, slots
 from app.memory import Edits, Told
-from app.pages import ASK, Shell, plain
+from app.pages import ASK, WAIT, Shell, plain
 from app.pages.figure import figure
 
 TITLE, ID = "Memory", "memory"
-WAIT = "One moment …"
 
 
 def build(shell: Shell) -> None:
@@ -67,9 +66,7 @@ def build(shell: Shell) -> None:
                 gr.DownloadButton(visible=False))
 
     def told(view, edits, image):
-        if not image:
-            return [""] * 6
-        return [part for side in memory.tell(bench, view, edits, image) for part in _shown(side)]
+        return asked(view, edits, image) if image else [""] * 6
 
     def written(view, edits, image, words):
         edits = memory.write(bench, view, edits, image, words)
@@ -162,10 +159,11 @@ def _value(x: float, by: str) -> str:
 
 def _fills(values: np.ndarray, by: str) -> str:
     """How full each cell is drawn: numbers only, so that nothing typed becomes part of the page."""
-    known = np.nan_to_num(-values if by == "age" else values, nan=np.nanmin(-values) - 1 if by == "age" and
-                          not np.isnan(values).all() else 0.0)
-    low = known.min() if by == "age" else 0.0
-    shares = 100 * (known - low) / max(known.max() - low, 1e-9)
+    if by == "age":  # the last written is the fullest; what was not written counts as older than the oldest
+        ages = np.nan_to_num(values, nan=np.nanmax(values, initial=-1) + 1)
+        values = ages.max() - ages
+    fills = np.nan_to_num(values)
+    shares = 100 * fills / max(fills.max(), 1e-9)
     rules = (f"#slots label:nth-of-type({i}) {{--fill: {share:.0f}%}}" for i, share in enumerate(shares, 1))
     return f"<style>{' '.join(rules)}</style>"
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gradio as gr
 
 from app import training
-from app.pages import ASK, LOAD, Shell, plain, watched
+from app.pages import ASK, LOAD, WAIT, Shell, plain, watched
 from app.pages.figure import figure
 
 TITLE, ID = "Training", "training"
-WAIT = "One moment …"
 COLUMNS = ["Verdict", "Check", "Value", "What it means", "What to do"]
 
 
