@@ -23,7 +23,7 @@ import measure
 import torch
 import torch.distributed as dist
 from measure import DEVICE
-from train_step import TOWERS, Bench, Step
+from train_step import Bench, Step, parsed, parser
 
 from bitgen.data import Batch, Collator
 
@@ -178,23 +178,14 @@ STUDIES = {study.__name__.replace("_", "-"): study
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(STUDIES))
-    parser.add_argument("--sizes", type=int, nargs="+", default=[], help="of one study")
-    parser.add_argument("--data", default="scenes")
-    parser.add_argument("--tower", choices=TOWERS, default="nano")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=16, help="images a step")
-    parser.add_argument("--captions", type=int, default=2, help="captions an image")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if unknown := set(options.studies) - set(STUDIES):
-        parser.error(f"no study {', '.join(unknown)}; there are {', '.join(STUDIES)}")
+    line = parser(__doc__, STUDIES, studies=[name for name in STUDIES if name != "processes"], tower="nano",
+                  image_size=64, batch=16)
+    line.add_argument("--sizes", type=int, nargs="+", default=[], help="of one study")
+    options = parsed(line, STUDIES)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     where = measure.begin()
     bench, found = Bench(options), {}
-    for name in options.studies or [name for name in STUDIES if name != "processes"]:
+    for name in options.studies:
         print(f"## {name}: {STUDIES[name].__doc__}\n", flush=True)
         found[name] = STUDIES[name](bench, options.sizes)
     measure.write(options.json, {"environment": where, **found})

@@ -334,9 +334,10 @@ def compared(bench: Bench, steps: dict[str, Step], base: str) -> dict:
 STUDIES = {study.__name__: study for study in (parts, objective, ternary, captions, chunks, peer)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", default=["parts"], metavar="STUDY", help=", ".join(STUDIES))
+def parser(doc: str, known: dict[str, Callable], **usual) -> argparse.ArgumentParser:
+    """The command line of a benchmark of studies: which ones, and what a `Bench` reads; `usual`: other defaults."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(known))
     parser.add_argument("--data", default="scenes")
     parser.add_argument("--tower", choices=TOWERS, default="tiny")
     parser.add_argument("--image-size", type=int, default=112)
@@ -344,9 +345,20 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=2, help="captions an image")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.set_defaults(**usual)
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, known: dict[str, Callable]) -> argparse.Namespace:
+    """What was typed; ends with a message where a study does not exist."""
     options = parser.parse_args()
-    if unknown := set(options.studies) - set(STUDIES):
-        parser.error(f"no study {', '.join(unknown)}; there are {', '.join(STUDIES)}")
+    if unknown := set(options.studies) - set(known):
+        parser.error(f"no study {', '.join(unknown)}; there are {', '.join(known)}")
+    return options
+
+
+def main() -> None:
+    options = parsed(parser(__doc__, STUDIES, studies=["parts"]), STUDIES)
     where = measure.begin()
     bench = Bench(options)
     found = {}
