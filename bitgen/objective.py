@@ -11,9 +11,7 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from bitgen.chunked import encode_in_chunks
 from bitgen.config import LossConfig
@@ -22,6 +20,7 @@ from bitgen.losses import contrastive_chance, contrastive_loss, matching_loss, t
 from bitgen.memory import Belief, Reading, evidence, kl_divergence, quality, read
 from bitgen.model import MAX_LOGIT_SCALE, BitGen, Encoded, pair_key
 from bitgen.negatives import FeatureQueue, MomentumCopy, hard_negatives
+from bitgen.processes import gathered, offset, summed
 from bitgen.ranges import check_ranges
 
 
@@ -102,15 +101,15 @@ class Objective(nn.Module):
         ones by how far the features have drifted since: the queue holds keys less the mean of their batch, and here
         the mean of the present keys is added.
         """
-        gathered = _gathered if self.training else lambda x: x                       # each process evaluates alone
-        images, texts = gathered(image), gathered(text)                              # (B', D), (N', D)
-        image_ids, caption_ids = gathered(batch.image_ids), gathered(batch.caption_ids)
-        offset, here = (_offset(len(x)) if self.training else 0 for x in (image, text))
-        owner = gathered(batch.image_index + offset)                                 # (N',) image of each caption
+        joined = gathered if self.training else lambda x: x                          # each process evaluates alone
+        images, texts = joined(image), joined(text)                                  # (B', D), (N', D)
+        image_ids, caption_ids = joined(batch.image_ids), joined(batch.caption_ids)
+        there, here = (offset(len(x)) if self.training else 0 for x in (image, text))
+        owner = joined(batch.image_index + there)                                    # (N',) image of each caption
         mine = owner[:, None] == torch.arange(len(images), device=image.device)      # (N', B')
         equal = (caption_ids[:, None] == caption_ids).float() @ mine.float() > 0     # the text stands under the image
         same = (image_ids[owner][:, None] == image_ids) | equal                      # (N', B') never negatives
-        rows, columns = slice(here, here + len(text)), slice(offset, offset + len(image))
+        rows, columns = slice(here, here + len(text)), slice(there, there + len(image))
         scale = self.model.scale()
         t2i, i2t = scale * text @ images.T, scale * image @ texts.T                  # (N, B'), (B, N')
         terms = [(t2i, mine[rows], ~same[rows]), (i2t, mine.T[columns], ~same.T[columns])]
@@ -119,10 +118,10 @@ class Objective(nn.Module):
             pictures = batch.image_ids[:, None] == old_ids                           # (B, Q)
             words = batch.caption_ids[:, None] == old_captions                       # (N, Q)
             shown = mine[rows, columns].T.float() @ words.float() > 0                # (B, Q) text stands under image
-            firsts = gathered(first + here)                                          # (B',) caption of each text key
+            firsts = joined(first + here)                                            # (B',) caption of each text key
             t2i_known = torch.cat([same[rows], words | pictures[batch.image_index]], 1)
             i2t_known = torch.cat([same[firsts].T[columns], shown | pictures], 1)
-            new_images, new_texts = gathered(keys.image), gathered(keys.text)        # (B', D)
+            new_images, new_texts = joined(keys.image), joined(keys.text)            # (B', D)
             long_t2i = scale * text @ torch.cat([new_images, old_images + new_images.mean(0)]).T    # (N, B'+Q)
             long_i2t = scale * image @ torch.cat([new_texts, old_texts + new_texts.mean(0)]).T      # (B, B'+Q)
             terms += [(long_t2i, _wider(mine[rows], long_t2i), ~t2i_known),
@@ -130,7 +129,7 @@ class Objective(nn.Module):
         with torch.no_grad():
             report["itc_chance"] = sum(contrastive_chance(*masks) for _, *masks in terms) / len(terms)
             report["t2i"] = (t2i.argmax(1) == owner[rows]).float().mean()
-            found = owner[i2t.argmax(1)] - offset
+            found = owner[i2t.argmax(1)] - there
             report["i2t"] = (found == torch.arange(len(image), device=image.device)).float().mean()
             report["t2i_chance"] = report["i2t_chance"] = torch.tensor(1.0 / len(images), device=image.device)
             report["logit_scale"] = scale
@@ -205,11 +204,11 @@ class Objective(nn.Module):
         self.model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         if pending.keys is not None:
             first, _ = _ends(batch.image_index, len(batch.image_ids))
-            keys = [x - x.mean(0) for x in map(_gathered, pending.keys)]
-            self.queue.enqueue(*keys, _gathered(batch.image_ids), _gathered(batch.caption_ids[first]))
+            keys = [x - x.mean(0) for x in map(gathered, pending.keys)]
+            self.queue.enqueue(*keys, gathered(batch.image_ids), gathered(batch.caption_ids[first]))
         if pending.address is not None:
-            added = Belief(*(_summed(x) for x in pending.added))
-            self.model.memory.remember(_gathered(pending.key), _gathered(pending.address), added)
+            added = Belief(*(summed(x) for x in pending.added))
+            self.model.memory.remember(gathered(pending.key), gathered(pending.address), added)
         if self.momentum is not None:
             self.momentum.update(self.model)
         self.steps.add_(1)
@@ -232,43 +231,3 @@ def _episodes(x: Tensor, size: int) -> Tensor:
     length = -(-len(x) // count)
     padding = x.new_zeros(count * length - len(x), *x.shape[1:])
     return torch.cat([x, padding]).unflatten(0, (count, length))
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _lengths(length: int, device: torch.device | str = "cpu") -> list[int]:
-    """The `length` of every process, in the order of ranks: images have different numbers of captions."""
-    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(_processes())]
-    dist.all_gather(lengths, torch.tensor([length], device=device))
-    return [int(x) for x in lengths]
-
-
-def _offset(length: int) -> int:
-    """How many rows the processes before this one have."""
-    return 0 if _processes() == 1 else sum(_lengths(length, _device())[: dist.get_rank()])
-
-
-def _device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
-
-
-def _gathered(x: Tensor) -> Tensor:
-    """x of all processes, joined along the rows; gradients reach every process."""
-    if _processes() == 1:
-        return x
-    lengths = _lengths(len(x), x.device)
-    padded = torch.cat([x, x.new_zeros(max(lengths) - len(x), *x.shape[1:])]).contiguous()
-    if x.requires_grad:
-        parts = all_gather(padded)
-    else:
-        parts = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(parts, padded)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths)])
-
-
-def _summed(x: Tensor) -> Tensor:
-    if _processes() > 1:
-        dist.all_reduce(x)
-    return x

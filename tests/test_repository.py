@@ -31,7 +31,7 @@ ORDER = """
     listing shards annotations formats cache streamed dataset
     processing negatives data prepare
     model
-    chunked objective leak checkpoint projector hover logs exits precision
+    chunked processes objective leak checkpoint projector hover logs exits precision
     signs checks health
     accounting evaluate markdown facts record card
     repository upload outbox push
