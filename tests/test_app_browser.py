@@ -20,7 +20,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="NO BROWSER TESTS
 
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 PATIENCE = 180_000  # milliseconds: a guard against hanging, not a promise
-LOOKS = [(1440, "light"), (390, "dark")]
+LOOKS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 COUNT = 24
 STREAMS = ("queue/data", "upload_progress")  # the page itself breaks these off: when it closes, when a file is there
