@@ -47,14 +47,15 @@ def endpoints(bench: Bench) -> list:
                rerank: bool = False, run: str = "", checkpoint: str = "") -> list[dict]:
         """Search the gallery by words, by an image (base64), or by both.
 
-        Returns, best first: name of the picture, caption, score (cosine), match (probability, if `rerank`) and the
-        rank by score alone. run, checkpoint: another model than the one the server started with.
+        Returns, best first: name of the picture, caption, score (cosine), if `rerank` match (the matching head's
+        probability) and told (how much likelier the decoder finds the words with the picture than with a blank one,
+        in nats), and the rank by score alone. run, checkpoint: another model than the one the server started with.
         """
         with tempfile.TemporaryDirectory() as folder:
             query = Query(limits.text(words, "words"), file=_file(image, folder))
             answer = search_module.search(bench, view(run, checkpoint), query, Wish(find, top, rerank=rerank))
         return [{"name": hit.name, "caption": hit.text, "score": round(hit.score, 6), "match": hit.match,
-                 "rank_by_score": hit.before} for hit in answer.hits]
+                 "told": hit.told, "rank_by_score": hit.before} for hit in answer.hits]
 
     def caption(image: str, way: Literal["greedy", "beam", "nucleus"] = "greedy", run: str = "",
                 checkpoint: str = "") -> list[str]:

@@ -16,7 +16,7 @@ from app import limits
 from app.bench import Bench
 from app.gallery import Gallery
 from app.models import View
-from bitgen.query import mix
+from bitgen.query import mix, reordered
 
 Find = Literal["images", "captions"]
 GOOD_LENGTH = 55  # characters of an example
@@ -56,7 +56,7 @@ class Wish:
     tags: tuple[str, ...] = ()
     """Tags of which the picture must have one."""
     rerank: bool = False
-    """Put the first candidates in the order of contrast and matching together."""
+    """Put the first candidates in the order of contrast, matching and the decoder's words together."""
 
     @property
     def where(self) -> dict:
@@ -74,7 +74,9 @@ class Hit(NamedTuple):
     score: float
     """Cosine similarity."""
     match: float | None
-    """Probability that query and result belong together, where re-ranking asked for it."""
+    """The matching head's probability that query and result belong together, where re-ranking asked for it."""
+    told: float | None
+    """How much likelier the decoder finds the words with the picture than with a blank one, in nats, likewise."""
     before: int
     """Rank by similarity alone, from 1."""
 
@@ -110,7 +112,7 @@ def search(bench: Bench, view: View, query: Query, wish: Wish = Wish()) -> Answe
     found = gallery.index.search(feature, wanted, captions=captions, where=wish.where, threshold=wish.floor)
     texts = found.texts[0] if captions else [gallery.caption(name) for name in found.ids[0]]
     rows = [row for row in zip(found.ids[0], texts, found.scores[0]) if not itself or row[0] != query.name]
-    hits = [Hit(*row, None, rank) for rank, row in enumerate(rows, 1)]
+    hits = [Hit(*row, None, None, rank) for rank, row in enumerate(rows, 1)]
     note = ""
     if wish.rerank:
         hits, note = _reranked(gallery, query, wish, hits)
@@ -173,19 +175,15 @@ def _check(query: Query, wish: Wish) -> None:
 
 
 def _reranked(gallery: Gallery, query: Query, wish: Wish, hits: list[Hit]) -> tuple[list[Hit], str]:
-    """The first candidates in the order of ITC logit + ITM log-odds, and a note where matching cannot judge."""
-    encoder = gallery.encoder
-    if not hits:
-        return hits, ""
+    """The first candidates in the order of contrast, matching and words together, and a note where none can judge."""
     if wish.find == "images" and query.words:
-        odds = encoder.log_odds([gallery.original(hit.name) for hit in hits], [query.words])
+        pair = [gallery.original(hit.name) for hit in hits], [query.words]
     elif wish.find == "captions" and query.pictured:
-        odds = encoder.log_odds([query.file or gallery.original(query.name)], [hit.text for hit in hits])
+        pair = [query.file or gallery.original(query.name)], [hit.text for hit in hits]
     else:
         return hits, "not re-ranked: matching compares words with a picture"
-    total = encoder.scale * np.array([hit.score for hit in hits]) + odds
-    order = np.argsort(-total, kind="stable")
-    return [hits[i]._replace(match=float(1 / (1 + np.exp(-odds[i])))) for i in order], ""
+    order, match, told = reordered(gallery.encoder, *pair, [hit.score for hit in hits])
+    return [hits[i]._replace(match=match[i], told=told[i]) for i in order], ""
 
 
 def _truth(gallery: Gallery, query: Query, wish: Wish, feature: np.ndarray) -> tuple[int | None, float | None]:

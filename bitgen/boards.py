@@ -133,7 +133,8 @@ def _close_up(model: BitGen, gallery: Gallery, data: Any) -> tuple[Gallery, Batc
     batch = Batch(normalise(pixels, vision.mean, vision.std), ids.to(device), mask.bool().to(device), index.to(device),
                   index.to(device), index.to(device))
     image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, batch.attention_mask)
-    close = Gallery(image.feature, text.feature, index, places, image.tokens, text.tokens, batch.attention_mask)
+    close = Gallery(image.feature, text.feature, index, places, image.tokens, text.tokens,
+                    batch.input_ids, batch.attention_mask)
     return Gallery(**{f.name: _kept(getattr(close, f.name)) for f in dataclasses.fields(close)}), batch
 
 

@@ -17,7 +17,8 @@ from bitgen.markdown import amount, code, duration, line, number, share, table, 
 from bitgen.record import Record, Report, is_hub_id, read
 
 CARD, CURVES = "README.md", "curves.png"
-KINDS = {"contrast (ITC)": "", "re-ranked by matching (ITM)": "rerank_", "chance": "chance_"}
+KINDS = {"contrast (ITC)": "", "re-ranked by matching and words": "rerank_",
+         "re-ranked by matching alone (ITM)": "rerank_itm_", "chance": "chance_"}
 WAYS = {"t2i": "text to image", "i2t": "image to text"}
 ATTRIBUTES = ("colour", "shape", "relation", "attributes")
 OBJECTIVES = {  # title: (setting of its weight, metric, what that is held against)

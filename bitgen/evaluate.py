@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from bitgen import figures, retrieval
 from bitgen.images import BadImage, normalise
+from bitgen.matching import WEIGHTS, Evidence, Weights, blind, evidence
+from bitgen.model import Encoded
 from bitgen.precision import fast
 from bitgen.scenes import attributes_right
 
@@ -44,9 +47,11 @@ class Gallery:
     indices: list[int]
     """The N readable images' places in the data set."""
     image_tokens: Tensor | None = None
-    """(N, 1+P, D); only re-ranking needs these three."""
+    """(N, 1+P, D); only re-ranking needs these four."""
     text_tokens: Tensor | None = None
     """(M, L, D)."""
+    input_ids: Tensor | None = None
+    """(M, L) int64."""
     attention_mask: Tensor | None = None
     """(M, L) bool."""
 
@@ -54,18 +59,18 @@ class Gallery:
         """The part with these images and the captions (indices) that belong to them."""
         return Gallery(self.image_features[images], self.text_features[captions], self.owner[captions] - images.start,
                        self.indices[images], self.image_tokens[images], self.text_tokens[captions],
-                       self.attention_mask[captions])
+                       self.input_ids[captions], self.attention_mask[captions])
 
 
 @torch.no_grad()
 def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, device: str | None = None,
-             weight: float = retrieval.RERANK_WEIGHT, gallery: Gallery | None = None) -> dict[str, float]:
+             weights: Weights = WEIGHTS, gallery: Gallery | None = None) -> dict[str, float]:
     """Everything measured of `model` on `dataset`, as flat keys; the model is left as it was.
 
     - `images`, `captions`, `unreadable` (images that were skipped)
     - `i2t_r1 … t2i_median_rank`, each with `chance_` in front; `i2t_r1_low`, `…_high`: 95 % interval over images
-    - `rerank_…`: the first `rerank` candidates (0 leaves it out) put in the order of ITC logit + `weight` x ITM
-      log-odds; the default was chosen on the validation images of `scenes`
+    - `rerank_…`: the first `rerank` candidates (0 leaves it out) put in the order of ITC logit and what matching head
+      and decoder say of the pair (see matching.py); `rerank_itm_…`: by the matching head alone
     - `fold1k_…`: the mean over folds of 1,000 images, for galleries of 5,000 and more
     - the keys of `perplexities`, and on `scenes` those of `attributes`
 
@@ -76,19 +81,19 @@ def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, 
     model.eval().to(device)
     try:
         with fast(device):
-            return _evaluate(model, processor, dataset, rerank, batch_size, device, weight,
+            return _evaluate(model, processor, dataset, rerank, batch_size, device, weights,
                              gallery or encode(model, processor, dataset, batch_size, device))
     finally:
         model.train(training)
 
 
-def _evaluate(model, processor, dataset, rerank, batch_size, device, weight, gallery) -> dict[str, float]:
+def _evaluate(model, processor, dataset, rerank, batch_size, device, weights, gallery) -> dict[str, float]:
     images = len(gallery.indices)
     report = {"images": images, "captions": len(gallery.owner), "unreadable": len(dataset) - images}
-    report |= _retrieval(model, gallery, rerank, weight, batch_size * 4, device)
+    report |= _retrieval(model, gallery, rerank, weights, batch_size * 4, device)
     if images >= FOLDED:
         folds = [gallery.fold(*part) for part in retrieval.split(gallery.owner, images, FOLD)]
-        means = retrieval.mean_report([_retrieval(model, fold, rerank, weight, batch_size * 4, device)
+        means = retrieval.mean_report([_retrieval(model, fold, rerank, weights, batch_size * 4, device)
                                        for fold in folds])
         report |= {f"fold1k_{key}": means[key] for key in means if not key.endswith(("_low", "_high"))}
     report |= perplexities(model, processor, dataset, device)
@@ -102,9 +107,10 @@ def summary(report: dict[str, float]) -> str:
     names = [f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)]
     lines = [f"{report['images']} images, {report['captions']} captions"
              + (f", {report['unreadable']} unreadable" if report["unreadable"] else ""),
-             f"{'':<12}" + "".join(f"{name.replace('_r', ' R@'):>10}" for name in names)]
-    lines += [f"{title:<12}" + "".join(f"{report[prefix + name]:>10.3f}" for name in names)
-              for title, prefix in (("contrast", ""), ("re-ranked", "rerank_"), ("chance", "chance_"))
+             f"{'':<14}" + "".join(f"{name.replace('_r', ' R@'):>10}" for name in names)]
+    lines += [f"{title:<14}" + "".join(f"{report[prefix + name]:>10.3f}" for name in names)
+              for title, prefix in (("contrast", ""), ("re-ranked", "rerank_"), ("by ITM alone", "rerank_itm_"),
+                                    ("chance", "chance_"))
               if prefix + names[0] in report]
     lines.append("caption perplexity: " + ", ".join(
         f"{title} {report[key]:.2f}" for title, key in PERPLEXITIES.items() if key in report))
@@ -138,16 +144,19 @@ def encode(model, processor, dataset, batch_size: int = 64, device: str | torch.
             encoded = model.text_tokens(ids[rows].to(device), mask[rows].to(device))
         texts.append((encoded.feature.cpu(), encoded.tokens.cpu()))
     (image_features, image_tokens), (text_features, text_tokens) = (map(torch.cat, zip(*x)) for x in (images, texts))
-    return Gallery(image_features, text_features, owner, indices, image_tokens, text_tokens, mask)
+    return Gallery(image_features, text_features, owner, indices, image_tokens, text_tokens, ids, mask)
 
 
-def _retrieval(model, gallery: Gallery, rerank: int, weight: float, batch_size: int, device) -> dict[str, float]:
+def _retrieval(model, gallery: Gallery, rerank: int, weights: Weights, batch_size: int, device) -> dict[str, float]:
     """Recalls, intervals and chance levels of one gallery, by ITC and re-ranked."""
     images, texts, owner = gallery.image_features, gallery.text_features, gallery.owner
-    i2t, t2i = retrieval.rank_features(images, texts, owner)
-    report = retrieval.chance(owner, len(images)) | _recalls("", i2t, t2i, owner)
+    rankings = retrieval.rank_features(images, texts, owner)
+    report = retrieval.chance(owner, len(images)) | _recalls("", *rankings, owner)
     if rerank:
-        report |= _recalls("rerank_", *reranked(model, gallery, i2t, t2i, rerank, weight, batch_size, device), owner)
+        found, scale = candidates(model, gallery, rerank, batch_size, device), model.scale().item()
+        for prefix, chosen in (("rerank_", weights), ("rerank_itm_", weights._replace(words=0.0))):
+            report |= _recalls(prefix, *(side.reranked(ranking, scale, chosen)
+                                         for side, ranking in zip(found, rankings)), owner)
     return report
 
 
@@ -159,50 +168,66 @@ def _recalls(prefix: str, i2t: retrieval.Ranking, t2i: retrieval.Ranking, owner:
     return report
 
 
-def reranked(model, gallery: Gallery, i2t: retrieval.Ranking, t2i: retrieval.Ranking, first: int = 32,
-             weight: float = retrieval.RERANK_WEIGHT, batch_size: int = 256,
-             device="cpu") -> tuple[retrieval.Ranking, retrieval.Ranking]:
-    """Both rankings after the `first` candidates of each query were put in the order of ITC logit + weight x log-odds.
+class Candidates(NamedTuple):
+    """The first K candidates of each of Q queries, and what the model says of them once both are read together."""
 
-    A pair that is a candidate in both directions is matched once.
+    cosines: Tensor
+    """(Q, K), best first."""
+    right: Tensor
+    """(Q, K) bool: candidates that belong to the query."""
+    evidence: Evidence
+    """Of all Q x K pairs, as (Q, K)."""
+
+    def reranked(self, ranking: retrieval.Ranking, scale: float, weights: Weights = WEIGHTS) -> retrieval.Ranking:
+        """`ranking` of the same queries after the candidates were put in the order of ITC logit and evidence."""
+        return retrieval.rerank(ranking, self.evidence.weigh(scale * self.cosines, weights), self.right)
+
+
+def candidates(model, gallery: Gallery, first: int = 32, batch_size: int = 256,
+               device: str | torch.device = "cpu") -> tuple[Candidates, Candidates]:
+    """The captions that images find first, and the images that captions find first.
+
+    A pair that is a candidate in both directions is read once.
     """
     images, texts, owner, captions = gallery.image_features, gallery.text_features, gallery.owner, len(gallery.owner)
-    i2t_itc, found_texts = retrieval.nearest(images, texts, first)                          # (N, K)
-    t2i_itc, found_images = retrieval.nearest(texts, images, first)                         # (M, K)
+    i2t, found_texts = retrieval.nearest(images, texts, first)                              # (N, K)
+    t2i, found_images = retrieval.nearest(texts, images, first)                             # (M, K)
     pairs = torch.cat([(torch.arange(len(images))[:, None] * captions + found_texts).flatten(),
                        (found_images * captions + torch.arange(captions)[:, None]).flatten()])
     unique, place = pairs.unique(return_inverse=True)
-    odds = log_odds(model, gallery, unique // captions, unique % captions, batch_size, device)[place]
-    i2t_odds, t2i_odds = odds.split([found_texts.numel(), found_images.numel()])
-    scale = model.scale().detach().cpu()
-    i2t_scores = scale * i2t_itc + weight * i2t_odds.view_as(i2t_itc)
-    t2i_scores = scale * t2i_itc + weight * t2i_odds.view_as(t2i_itc)
-    return (retrieval.rerank(i2t, i2t_scores, owner[found_texts] == torch.arange(len(images))[:, None]),
-            retrieval.rerank(t2i, t2i_scores, found_images == owner[:, None]))
+    known = pair_evidence(model, gallery, unique // captions, unique % captions, batch_size, device)
+    sides = zip(*(x[place].split([found_texts.numel(), found_images.numel()]) for x in known))
+    own = owner[found_texts] == torch.arange(len(images))[:, None], found_images == owner[:, None]
+    return tuple(Candidates(cosines, right, Evidence(*(x.view_as(cosines) for x in side)))
+                 for cosines, right, side in zip((i2t, t2i), own, sides))
 
 
 @torch.no_grad()
-def log_odds(model, gallery: Gallery, images: Tensor, captions: Tensor, batch_size: int = 256, device="cpu") -> Tensor:
-    """ITM log-odds (T,) float32 that `images (T,)` and `captions (T,)` of the gallery match; from encoded tokens.
+def pair_evidence(model, gallery: Gallery, images: Tensor, captions: Tensor, batch_size: int = 256,
+                  device: str | torch.device = "cpu") -> Evidence:
+    """`Evidence` that `images (T,)` and `captions (T,)` of the gallery belong together; from encoded tokens.
 
-    Captions of equal length go together, so that no padding is fused, and among them the pairs of an image, so that
-    what the first layer does with the image alone is done few times. Raises `ValueError` for non-finite logits.
+    Captions of equal length go together, so that no padding is read, and among them the pairs of an image, so that
+    what fusion and decoder do with the image alone is done few times. Raises `ValueError` for non-finite numbers.
     """
-    lengths = gallery.attention_mask.sum(1)
+    ids, mask = gallery.input_ids, gallery.attention_mask
+    lengths = mask.sum(1)
+    unseen = torch.empty(len(ids))
+    for rows in lengths.argsort().split(batch_size):
+        with fast(device):
+            unseen[rows] = blind(model, *(x[rows, :lengths[rows].max()].to(device) for x in (ids, mask))).cpu()
     order = (lengths[captions] * len(gallery.indices) + images).argsort()
-    odds = torch.empty(len(order))
+    found = torch.empty(len(Evidence._fields), len(order))
     for rows in order.split(batch_size):
         length = int(lengths[captions[rows]].max())
         (used, image), (said, caption) = (x[rows].unique(return_inverse=True) for x in (images, captions))
+        shown = Encoded(gallery.image_tokens[used].to(device), gallery.image_features[used].to(device))
+        words = Encoded(gallery.text_tokens[said, :length].to(device), gallery.text_features[said].to(device))
         with fast(device):
-            logits = model.match_tokens(gallery.image_tokens[used].to(device),
-                                        gallery.text_tokens[said, :length].to(device),
-                                        gallery.attention_mask[said, :length].to(device),
-                                        (image.to(device), caption.to(device)))
-        odds[rows] = (logits[:, 1] - logits[:, 0]).cpu()
-    if not torch.isfinite(odds).all():
-        raise ValueError(f"matching: {int((~torch.isfinite(odds)).sum())} of {len(odds)} logits are NaN or infinite")
-    return odds
+            found[:, rows] = torch.stack(evidence(
+                model, shown, words, ids[said, :length].to(device), mask[said, :length].to(device),
+                (image.to(device), caption.to(device)), unseen[said].to(device)))
+    return Evidence(*found)
 
 
 def picture(gallery: Gallery, dataset, image_size: int, rows: int = 2, shown: int = 5):

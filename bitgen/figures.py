@@ -236,7 +236,7 @@ def recalls(report: dict[str, float]) -> Figure:
 
     Whiskers are the 95 % intervals that the report has.
     """
-    kinds = {"": ("by contrast (ITC)", BLUE), "rerank_": ("re-ranked by matching (ITM)", ORANGE),
+    kinds = {"": ("by contrast (ITC)", BLUE), "rerank_": ("re-ranked", ORANGE),
              "chance_": ("chance", GREY)}
     present = {prefix: kind for prefix, kind in kinds.items() if f"{prefix}t2i_r1" in report}
     if "" not in present:

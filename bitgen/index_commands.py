@@ -99,7 +99,8 @@ class Search:
     distinct: float | None = None
     """Show only the best of results that are closer to each other than this cosine, such as 0.95."""
     rerank: bool = False
-    """Put the results in a new order by matching; for a query of words alone, or one image and captions."""
+    """Put the results in a new order by what matching head and decoder say of each; both are printed beside the score.
+    For a query of words alone, or one image and captions."""
     engine: Literal["auto", "exact", "two-stage", "graph"] = "auto"
     """How to search; auto goes by the number of pictures."""
     device: str = "cpu"
@@ -156,11 +157,11 @@ def search(argv: list[str]) -> int:
                           threshold=options.threshold, distinct=options.distinct)
     if options.rerank:
         hits = rerank(encoder, gallery, _single(options), hits)
-    matches = hits.matches[0] if hits.matches else [None] * len(hits.ids[0])
-    texts = hits.texts[0] if hits.texts else [None] * len(hits.ids[0])
-    for score, match, name, text in zip(hits.scores[0], matches, hits.ids[0], texts):
-        columns = [f"{score:.3f}", match is not None and f"{match:.3f}", name, text]
-        print("\t".join(column for column in columns if column))
+    columns = [[f"{score:.3f}" for score in hits.scores[0]], hits.ids[0], *(hits.texts or [])]
+    if options.rerank:
+        columns[1:1] = [[f"{match:.3f}" for match in hits.matches[0]], [f"{told:+.1f}" for told in hits.told[0]]]
+    for row in zip(*columns):
+        print("\t".join(row))
     return 0
 
 

@@ -25,6 +25,10 @@ from bitgen.vision import VisionTower
 MAX_LOGIT_SCALE = 100.0
 
 
+LOGITS = 2**24
+"""Scores of words that are held at once: 64 MB."""
+
+
 class Encoded(NamedTuple):
     """One modality, encoded alone: tokens (N, L, D) for fusion and decoder; feature (N, D), unit length."""
 
@@ -158,6 +162,22 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
         image = self.image_tokens(pixel_values)
         return F.linear(self.decode(input_ids, self._recall(image, belief)), self.text.embedding.weight).float()
 
+    def likelihood(self, image: Encoded, input_ids: Tensor, attention_mask: Tensor,
+                   pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """Log-likelihood (M,) in nats of captions (N, L) under images, ends included, with an empty memory.
+
+        pairs: index of image and of caption (M,) each. An image's keys are made once, however many pairs it is in.
+        """
+        images, captions = pairs
+        context = [tuple(x[images] for x in keys) for keys in self.decoder.contexts(self.context(image))]
+        ids, real = input_ids[captions], attention_mask[captions, 1:].bool()
+        states = self.decoder(self.text.embedding(ids[:, :-1]), context)[real]
+        weight, found = self.text.embedding.weight, states.new_zeros(real.shape, dtype=torch.float32)
+        rows = max(1, LOGITS // len(weight))
+        found[real] = torch.cat([-F.cross_entropy(F.linear(some, weight).float(), wanted, reduction="none")
+                                 for some, wanted in zip(states.split(rows), ids[:, 1:][real].split(rows))])
+        return found.sum(1)
+
     @torch.no_grad()
     def caption_ids(self, pixel_values: Tensor, num_beams: int = 1, top_p: float | None = None,
                     temperature: float = 1.0, max_tokens: int | None = None, belief: Belief | None = None,
@@ -222,7 +242,8 @@ def grid_positions(patches: int, width: int) -> Tensor:
     half a period over the grid to four periods.
     """
     side = math.isqrt(patches)
-    rates = math.pi / side * 2 ** torch.linspace(0, 3, -(-width // 4))                            # (D/4,)
+    count = -(-width // 4)  # not linspace: after transformers has loaded a tower it forgets a `torch.device` context
+    rates = math.pi / side * 2 ** (torch.arange(count) * 3 / max(count - 1, 1))                   # (D/4,)
     angles = torch.arange(side)[:, None] * rates
     waves = torch.cat([angles.sin(), angles.cos()], -1)                                           # (side, D/2)
     table = torch.cat([waves.repeat_interleave(side, 0), waves.repeat(side, 1)], -1)[:, :width]   # row, column

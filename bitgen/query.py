@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from bitgen.images import normalise
+from bitgen.matching import WEIGHTS, Evidence, Weights, blind, evidence
 from bitgen.model import BitGen, Encoded, unit
 from bitgen.processing import Processor
-from bitgen.retrieval import RERANK_WEIGHT
 
 PARTS = ("vision.", "project.", "norm_image.", "itc_image.", "text.", "itc_text.")
 """Weights that contrastive features come from; memory, fusion and decoder have no part in them."""
@@ -37,7 +37,9 @@ class Hits:
     texts: list[list[str]] | None = None
     """The captions, where captions were searched."""
     matches: list[list[float]] | None = None
-    """Probability that query and result belong together, where they were re-ranked."""
+    """The matching head's probability that query and result belong together, where they were re-ranked."""
+    told: list[list[float]] | None = None
+    """How much likelier the decoder finds the words with the picture than with a blank one, in nats, likewise."""
 
 
 class Encoder:
@@ -77,45 +79,48 @@ class Encoder:
         encoded = self.model.image_tokens(normalise(pixels.to(self.device), vision.mean, vision.std))
         return encoded.feature.float().cpu().numpy()
 
-    def words(self, texts: Sequence[str]) -> tuple[Encoded, Tensor]:
-        """Tokens and features of captions, and their attention mask (Q, L) bool."""
+    def words(self, texts: Sequence[str]) -> tuple[Encoded, Tensor, Tensor]:
+        """Tokens and features of captions, their input_ids (Q, L) and attention mask (Q, L) bool."""
         words = self.processor(text=list(texts))
         ids, mask = words["input_ids"].to(self.device), words["attention_mask"].bool().to(self.device)
-        return self.model.text_tokens(ids, mask), mask
-
+        return self.model.text_tokens(ids, mask), ids, mask
 
     @torch.inference_mode()
-    def log_odds(self, images: Sequence, texts: Sequence[str]) -> np.ndarray:
-        """float32 (n,): log-odds that image i and caption i match; one image, or one caption, stands for all."""
+    def evidence(self, images: Sequence, texts: Sequence[str]) -> Evidence:
+        """`Evidence` (n,) that image i and caption i belong together; one image, or one caption, stands for all."""
         image = self.model.image_tokens(self.processor(images=images)["pixel_values"].to(self.device))
-        text, mask = self.words(texts)
+        text, ids, mask = self.words(texts)
         count = max(len(images), len(texts))
-        each = [torch.arange(count, device=self.device) if n == count else
-                torch.zeros(count, dtype=torch.int64, device=self.device) for n in (len(images), len(texts))]
-        logits = self.model.match_tokens(image.tokens, text.tokens, mask, tuple(each))
-        return (logits[:, 1] - logits[:, 0]).float().cpu().numpy()
+        pairs = tuple(torch.arange(count, device=self.device) if n == count else
+                      torch.zeros(count, dtype=torch.int64, device=self.device) for n in (len(images), len(texts)))
+        return evidence(self.model, image, text, ids, mask, pairs, blind(self.model, ids, mask))
 
 
-def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weight: float = RERANK_WEIGHT) -> Hits:
-    """`hits` of Q queries in the order of ITC logit + `weight` x ITM log-odds; `matches` holds the probabilities.
+def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights: Weights = WEIGHTS) -> Hits:
+    """`hits` of Q queries in the order of ITC logit and evidence, which `matches` and `told` hold.
 
     queries: the words that found pictures, or the pictures (as `Processor` takes them) that found captions.
     """
-    ordered = []
+    rows = []
     for i, query in enumerate(queries):
-        if not hits.ids[i]:
-            ordered.append(([], []))
-            continue
-        odds = (encoder.log_odds([index.image(name) for name in hits.ids[i]], [query]) if hits.texts is None
-                else encoder.log_odds([query], hits.texts[i]))
-        order = np.argsort(-(encoder.scale * np.asarray(hits.scores[i]) + weight * odds), kind="stable")
-        ordered.append((order, (1 / (1 + np.exp(-odds))).tolist()))
+        texts = hits.texts[i] if hits.texts else None
+        pictures = [query] if hits.texts else [index.image(name) for name in hits.ids[i]]
+        order, *seen = reordered(encoder, pictures, texts or [query], hits.scores[i], weights)
+        rows.append([[some[j] for j in order] for some in (hits.ids[i], hits.scores[i], texts or hits.ids[i], *seen)])
+    ids, scores, texts, matches, told = map(list, zip(*rows)) if rows else ([],) * 5
+    return Hits(ids, scores, texts if hits.texts else None, matches, told)
 
-    def sort(lists: Sequence[list]) -> list[list]:
-        return [[some[j] for j in order] for some, (order, _) in zip(lists, ordered)]
 
-    return Hits(sort(hits.ids), sort(hits.scores), hits.texts and sort(hits.texts),
-                sort([matches for _, matches in ordered]))
+def reordered(encoder: Encoder, images: Sequence, texts: Sequence[str], cosines: Sequence[float],
+              weights: Weights = WEIGHTS) -> tuple[list[int], list[float], list[float]]:
+    """n results, of one text or one image, by ITC logit and evidence: their new order; and, in the old one, the
+    matching head's probability and how much the picture tells of the words (`Evidence.match`, `.told`).
+    """
+    if not len(cosines):
+        return [], [], []
+    found = encoder.evidence(images, texts)
+    total = found.weigh(encoder.scale * torch.as_tensor(cosines, dtype=torch.float32), weights)
+    return total.argsort(descending=True, stable=True).tolist(), found.match.tolist(), found.told.tolist()
 
 
 def fingerprint(model: BitGen, processor: Processor) -> str:

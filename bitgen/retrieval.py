@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TIE = 1e-6  # scores closer than this (times the score, where it is above 1) are equal: matmul tiles round differently
-RERANK_WEIGHT = 0.5
-"""Of ITM log-odds beside the ITC logit; chosen on the validation images of `scenes` among 0, 0.1, 0.25, 0.5 and 1."""
 LEVEL = 0.95  # of confidence intervals
 CHUNK = 256  # queries whose scores are held at a time: 256 x 25,000 captions of COCO are 26 MB
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from bitgen.gallery import Pictures
+from bitgen.matching import Evidence
 from bitgen.query import Encoder
 
 PALETTE = {"black": (0, 0, 0), "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0),
@@ -36,11 +37,12 @@ class Painter(Encoder):
         return self.pixels(torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
                                         for image in images]))
 
-    def log_odds(self, images, texts):
+    def evidence(self, images, texts):
         count = max(len(images), len(texts))
         pairs = zip(images * (count // len(images)), texts * (count // len(texts)))
-        return np.array([8 * sum(sides(np.asarray(image).transpose(2, 0, 1))[i, COLOURS.index(word)] > 0.5
-                                 for i, word in enumerate(text.split())) - 12 for image, text in pairs], np.float32)
+        odds = torch.tensor([8.0 * sum(sides(np.asarray(image).transpose(2, 0, 1))[i, COLOURS.index(word)] > 0.5
+                                       for i, word in enumerate(text.split())) - 12 for image, text in pairs])
+        return Evidence(odds, *torch.zeros(2, count))
 
 
 def unit(features):

@@ -28,7 +28,7 @@ def gallery_of(model, batch):
     with torch.no_grad():
         image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, batch.attention_mask)
     return Gallery(image.feature, text.feature, batch.image_index, list(range(len(batch.image_ids))), image.tokens,
-                   text.tokens, batch.attention_mask)
+                   text.tokens, batch.input_ids, batch.attention_mask)
 
 
 def everything(model):

@@ -8,8 +8,9 @@ import torch
 
 from bitgen import retrieval
 from bitgen.config import ModelConfig, VisionConfig
-from bitgen.evaluate import attributes, encode, evaluate, log_odds, perplexities, picture
+from bitgen.evaluate import attributes, encode, evaluate, pair_evidence, perplexities, picture
 from bitgen.images import BadImage, normalise
+from bitgen.matching import Weights
 from bitgen.model import BitGen, Encoded
 from bitgen.processing import Processor
 from bitgen.scenes import render
@@ -57,6 +58,10 @@ class Oracle(BitGen):
         agree = (image[pairs[0], 0] * text[pairs[1], 0]).sum(1)
         return torch.stack([-agree, agree], 1) * 50
 
+    def likelihood(self, image, input_ids, attention_mask, pairs):
+        """Of a decoder that knows nothing: all captions are as likely under all images."""
+        return torch.zeros(len(pairs[0]))
+
 
 class Collapsed(Oracle):
     """Says the same of everything."""
@@ -70,6 +75,18 @@ class Blurred(Oracle):
 
     def code(self, number):
         return Encoded(super().code(number).tokens, super().code(number * 0).feature)
+
+
+class Teller(Blurred):
+    """Collapsed in contrast and in matching; its decoder knows which number a picture shows, and likes small ones."""
+
+    def match_tokens(self, image, text, attention_mask, pairs):
+        return torch.zeros(len(pairs[0]), 2)
+
+    def likelihood(self, image, input_ids, attention_mask, pairs):
+        said = self.text_tokens(input_ids, attention_mask).tokens[pairs[1], 0]
+        shown = image.tokens[pairs[0], 0]
+        return 9 * (shown * said).sum(1) - 16.0 * said.argmax(1)
 
 
 class Contrary(Oracle):
@@ -121,28 +138,59 @@ def test_a_random_model_is_near_chance(tokenizer):
 
 def test_reranking_is_the_matching_head_at_work(tokenizer):
     blurred = evaluate(*build(Blurred, tokenizer), Numbers(), rerank=IMAGES * 3)
-    assert blurred["t2i_r1"] == pytest.approx(blurred["chance_t2i_r1"]) and blurred["rerank_t2i_r1"] == 1.0
+    assert blurred["t2i_r1"] == pytest.approx(blurred["chance_t2i_r1"])
+    assert blurred["rerank_t2i_r1"] == blurred["rerank_itm_t2i_r1"] == 1.0
     contrary = evaluate(*build(Contrary, tokenizer), Numbers(), rerank=8)
     assert contrary["t2i_r1"] == 1.0 and contrary["rerank_t2i_r1"] == 0.0 and contrary["rerank_i2t_r1"] == 0.0
-    trusted = evaluate(*build(Contrary, tokenizer), Numbers(), rerank=8, weight=0.01)
+    trusted = evaluate(*build(Contrary, tokenizer), Numbers(), rerank=8, weights=Weights(match=0.01))
     assert trusted["rerank_t2i_r1"] == 1.0  # 0.01 x 100 nats weigh less than a cosine of 1 at temperature 0.07
     assert not any("rerank" in key for key in evaluate(*build(Oracle, tokenizer), Numbers(), rerank=0))
 
 
-def test_log_odds_agree_with_match(tokenizer, monkeypatch):
+def test_reranking_is_the_decoder_at_work(tokenizer):
+    """A caption that is likely under any image must not be every image's: its likelihood under none is taken away."""
+    told = evaluate(*build(Teller, tokenizer), Numbers(), rerank=IMAGES * 3, weights=Weights(prior=1.0))
+    assert told["rerank_t2i_r1"] == told["rerank_i2t_r1"] == 1.0
+    assert told["rerank_itm_t2i_r1"] == pytest.approx(told["chance_t2i_r1"])
+    liked = evaluate(*build(Teller, tokenizer), Numbers(), rerank=IMAGES * 3, weights=Weights(prior=0.0))
+    assert liked["rerank_t2i_r1"] == 1.0 and liked["rerank_i2t_r1"] < 0.1
+
+
+def test_the_evidence_of_a_pair_is_what_the_model_says_of_it(tokenizer, monkeypatch):
     monkeypatch.setattr(import_module("bitgen.evaluate"), "fast", lambda device: torch.autocast("cpu", enabled=False))
     model, processor = build(BitGen, tokenizer)
     model.eval()
     data = Numbers(6)
     gallery = encode(model, processor, data, batch_size=4)
     images, captions = torch.tensor([0, 5, 2, 2, 3]), torch.tensor([14, 0, 3, 9, 7])
-    found = log_odds(model, gallery, images, captions, batch_size=2)
+    found = pair_evidence(model, gallery, images, captions, batch_size=2)
     texts = [text for each in data.captions for text in each]
     pixels = torch.stack([data.pixels(int(i), SIDE) for i in images])
+    shown = normalise(pixels, processor.vision.mean, processor.vision.std)
+    words = processor(text=[texts[i] for i in captions])
     with torch.no_grad():
-        expected = model.match(normalise(pixels, processor.vision.mean, processor.vision.std),
-                               **processor(text=[texts[i] for i in captions]))
-    assert torch.allclose(found.sigmoid(), expected, atol=1e-5)
+        assert torch.allclose(found.match, model.match(shown, **words), atol=1e-5)
+        for pictures, said in ((shown, found.seen), (torch.zeros_like(shown), found.blind)):
+            assert torch.allclose(said, slow_likelihood(model, pictures, **words), atol=1e-3)
+    assert torch.equal(found.told, found.seen - found.blind)
+
+
+def slow_likelihood(model, pictures, input_ids, attention_mask):
+    """Word by word, each caption alone, by the formula."""
+    total = torch.zeros(len(pictures))
+    for i, (row, length) in enumerate(zip(input_ids, attention_mask.sum(1).tolist())):
+        for end in range(1, length):
+            logits = model.text_logits(pictures[i: i + 1], row[None, :end])[0, -1]
+            total[i] += logits.log_softmax(0)[row[end]]
+    return total
+
+
+def test_evidence_that_is_no_number_is_refused(tokenizer):
+    model, processor = build(BitGen, tokenizer)
+    gallery = encode(model.eval(), processor, Numbers(6))
+    model.match_head[0].weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="2 of 6 numbers are NaN"):
+        pair_evidence(model, gallery, torch.tensor([0, 1]), torch.tensor([0, 1]))
 
 
 def test_unreadable_images_are_skipped_counted_and_named(tokenizer, caplog):

@@ -8,6 +8,7 @@ import torch
 from painted import COLOURS, SIDE, WIDTH, Painter, gallery, noise, painted
 
 from bitgen.index import Index
+from bitgen.matching import Weights
 from bitgen.query import mix, rerank
 
 pytest.importorskip("faiss")
@@ -123,7 +124,7 @@ def test_matching_tells_apart_what_contrast_cannot(index, painter):
     assert sorted(ranked.ids[0]) == sorted(hits.ids[0]) and sorted(ranked.scores[0]) == sorted(hits.scores[0])
     found = index.search(painter.images([painted("red", "blue")]), k=4, captions=True)
     assert rerank(painter, index, [painted("red", "blue")], found).texts[0][0] == "red blue"
-    assert rerank(painter, index, words, hits, weight=0).scores == hits.scores
+    assert rerank(painter, index, words, hits, Weights(0, 0)).scores == hits.scores
 
 
 # Changing -------------------------------------------------------------------------------------------------

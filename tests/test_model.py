@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -311,6 +313,22 @@ def test_a_pretrained_tower_stays_what_it_was(tmp_path):
     model.train()
     model.encode_image(pixels).sum().backward()
     torch.testing.assert_close(model.eval().vision(pixels), source(pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_is_loaded_after_a_tower_was_in_the_same_process(tmp_path):
+    """Loading builds a skeleton on the meta device, in whose list of constructors transformers leaves its own."""
+    VisionTower(VisionConfig(image_size=32, tower=TOWER)).model.save_pretrained(tmp_path)
+    code = f"""if True:
+        import torch
+        from bitgen.config import ModelConfig, VisionConfig
+        from bitgen.model import BitGen
+        from bitgen.vision import resolve_tower
+        vision, _ = resolve_tower(VisionConfig(image_size=32, pretrained={str(tmp_path)!r}))
+        with torch.device("meta"):
+            model = BitGen(ModelConfig(hidden_size=32, vocab_size=300), vision)
+        assert all(p.is_meta for p in model.parameters())"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_guides_model_has_5_to_10_million_parameters_outside_the_tower():

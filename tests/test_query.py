@@ -37,10 +37,13 @@ def test_an_encoder_is_the_model(tiny):
         features = model.encode_image(inputs["pixel_values"]).numpy()
         match = model.match(**inputs).numpy()
     assert encoder.images(images) == pytest.approx(features, abs=1e-6)
-    assert 1 / (1 + np.exp(-encoder.log_odds(images, texts))) == pytest.approx(match, abs=1e-5)
-    crossed = [encoder.log_odds(images[:1], texts), encoder.log_odds(images, texts[:1])]
-    assert crossed[0][0] == pytest.approx(crossed[1][0], abs=1e-4)
-    assert crossed[0][1] == pytest.approx(encoder.log_odds(images[:1], texts[1:])[0], abs=1e-4)
+    found = encoder.evidence(images, texts)
+    assert found.match.numpy() == pytest.approx(match, abs=1e-5)
+    one_image, one_text = encoder.evidence(images[:1], texts), encoder.evidence(images, texts[:1])
+    for pair, image, text in zip(found, one_image, one_text):
+        assert pair[0].item() == pytest.approx(image[0].item(), abs=1e-4) == text[0].item()
+        assert pair[1].item() != image[1].item() or pair is found.blind
+    assert one_image.blind[1] == pytest.approx(found.blind[1].item(), abs=1e-4)
 
 
 def test_an_index_holds_what_the_encoder_says(tmp_path, tiny):
@@ -116,7 +119,7 @@ def test_the_command_line(tmp_path, tiny, capsys):
     assert cli.main(["search", out, "a red", "--minus", "green", "--weights", "1", "0.2", "--where", "id=c*"]) == 0
     assert capsys.readouterr().out.strip().endswith("cyan.png")
     assert cli.main(["search", out, "a red picture", "--rerank", "--k", "3"]) == 0
-    assert all(len(line.split("\t")) == 3 for line in capsys.readouterr().out.splitlines())
+    assert all(len(line.split("\t")) == 4 for line in capsys.readouterr().out.splitlines())
     assert cli.main(["index", "remove", out, "cyan.png"]) == 0 and len(Index.open(out)) == 7
     for arguments, message in ((["search", out], "nothing to look for"),
                                (["search", out, "a", "--weights", "1", "2"], "2 for 1"),

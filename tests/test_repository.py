@@ -31,6 +31,7 @@ ORDER = """
     listing shards annotations formats cache streamed dataset
     processing negatives data prepare
     model
+    matching
     chunked processes objective leak checkpoint projector hover logs exits precision
     signs checks health
     accounting evaluate markdown facts record card

@@ -9,7 +9,7 @@ from app.pages import ASK, Shell, looking, plain
 from app.search import Answer, Hit, Query, Wish
 
 TITLE, ID = "Search", "search"
-COLUMNS = ["Rank", "Caption", "Cosine", "Match", "Was"]
+COLUMNS = ["Rank", "Caption", "Cosine", "Match", "Words", "Was"]
 
 
 def build(shell: Shell) -> None:
@@ -48,7 +48,7 @@ def build(shell: Shell) -> None:
                          visible=False)
     table = gr.Dataframe(headers=COLUMNS, datatype="str", visible=False,
                          interactive=False, wrap=True, label="Captions found", elem_id="captions", show_label=False,
-                         column_widths=["13%", "42%", "17%", "15%", "13%"], buttons=[])
+                         column_widths=["12%", "36%", "15%", "13%", "13%", "11%"], buttons=[])
     with gr.Column(visible=False, elem_id="chosen") as panel:
         gr.Markdown("### The chosen result")
         with gr.Row(elem_classes="actions"):
@@ -125,14 +125,20 @@ def results(gallery, found: Answer) -> tuple[gr.Gallery, gr.Dataframe]:
     if found.wish.find == "images":
         pictures = [(gallery.picture(hit.name), label(rank, hit)) for rank, hit in enumerate(found.hits, 1)]
         return gr.Gallery(pictures, visible=bool(pictures), selected_index=None), gr.Dataframe([], visible=False)
-    rows = [[rank, hit.text, f"{hit.score:.2f}", "" if hit.match is None else f"{hit.match:.2f}", hit.before]
+    rows = [[rank, hit.text, f"{hit.score:.2f}", *(("", "") if hit.match is None else read(hit)), hit.before]
             for rank, hit in enumerate(found.hits, 1)]
     return gr.Gallery([], visible=False), gr.Dataframe(rows, visible=bool(rows))
 
 
 def label(rank: int, hit: Hit) -> str:
-    """What stands under a result: its rank, its similarity, its match and where it was before, what it shows."""
+    """What stands under a result: its rank and scores, where it was before, what it shows."""
     parts = [f"{rank}", f"{hit.score:.2f}"]
     if hit.match is not None:
-        parts += [f"match {hit.match:.2f}", f"was {hit.before}"]
+        match, told = read(hit)
+        parts += [f"match {match}", f"words {told}", f"was {hit.before}"]
     return " · ".join(parts) + f"\n{hit.text or hit.name}"
+
+
+def read(hit: Hit) -> tuple[str, str]:
+    """What re-ranking added: the matching head's probability, and the words' gain by the picture in nats."""
+    return f"{hit.match:.2f}", f"{hit.told:+.1f}"

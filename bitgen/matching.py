@@ -1,0 +1,85 @@
+"""What says that an image and a caption belong together once both are read together, and how re-ranking weighs it.
+
+Two witnesses beside the contrast: the matching head, and the decoder, by how likely it finds the caption under the
+image. The decoder learned from every word of every caption, so it knows details that one yes or no per pair taught the
+head late or never. How likely a caption is under any image says nothing of this one, and part of it is taken away:
+log P(caption | image) - alpha log P(caption), with alpha between 0 and 1 (Lin et al. 2024, arXiv 2306.01879, eq. 5).
+
+M pairs of B images and N captions, L tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitgen.model import BitGen, Encoded
+
+
+class Weights(NamedTuple):
+    """What a nat of each witness counts beside the ITC logit.
+
+    Chosen on the validation images of `scenes` (`python benchmarks/rerank.py runs/scenes --split val`).
+    """
+
+    match: float = 0.25
+    """Of the matching head's log-odds."""
+    words: float = 0.5
+    """Of the caption's log-likelihood under the image, less `prior` times that under a blank one."""
+    prior: float = 0.5
+
+
+WEIGHTS = Weights()
+
+
+class Evidence(NamedTuple):
+    """What both witnesses say of M pairs, float32 (M,), in nats."""
+
+    odds: Tensor
+    """Log-odds of the matching head."""
+    seen: Tensor
+    """Log-likelihood of the caption, its end included, under the image, with an empty memory."""
+    blind: Tensor
+    """The same under a blank image."""
+
+    @property
+    def match(self) -> Tensor:
+        """The matching head's probability that they belong together."""
+        return self.odds.sigmoid()
+
+    @property
+    def told(self) -> Tensor:
+        """How much likelier the image makes the caption: log P(caption | image) - log P(caption | blank)."""
+        return self.seen - self.blind
+
+    def weigh(self, logit: Tensor, weights: Weights = WEIGHTS) -> Tensor:
+        """ITC logits (M,) with the evidence added."""
+        return logit + weights.match * self.odds + weights.words * (self.seen - weights.prior * self.blind)
+
+
+@torch.no_grad()
+def blind(model: BitGen, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Log-likelihood (N,) of captions (N, L) under a blank image: what their words alone are worth."""
+    size = model.vision_config.image_size
+    image = model.image_tokens(torch.zeros(1, 3, size, size, device=input_ids.device))
+    each = torch.arange(len(input_ids), device=input_ids.device)
+    return model.likelihood(image, input_ids, attention_mask, (torch.zeros_like(each), each))
+
+
+@torch.no_grad()
+def evidence(model: BitGen, image: Encoded, text: Encoded, input_ids: Tensor, attention_mask: Tensor,
+             pairs: tuple[Tensor, Tensor], unseen: Tensor) -> Evidence:
+    """The evidence of pairs, index of image and of caption (M,) each; on the CPU.
+
+    image: of B images; text, input_ids (N, L), attention_mask (N, L) and `unseen` (N,), what `blind` returned: of N
+    captions. Raises `ValueError` for non-finite numbers.
+    """
+    logits = model.match_tokens(image.tokens, text.tokens, attention_mask, pairs)
+    found = Evidence(logits[:, 1] - logits[:, 0], model.likelihood(image, input_ids, attention_mask, pairs),
+                     unseen[pairs[1]])
+    found = Evidence(*(x.float().cpu() for x in found))
+    if bad := sum(int((~torch.isfinite(x)).sum()) for x in found):
+        raise ValueError(f"matching: {bad} of {3 * len(found.odds)} numbers are NaN or infinite")
+    return found
