@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 
 import bitgen
+from bitgen.candidates import candidates
 from bitgen.config import DataConfig
 from bitgen.data import open_data
-from bitgen.evaluate import candidates, encode
+from bitgen.encoded import encode
 from bitgen.matching import Weights
 from bitgen.retrieval import rank_features
 

@@ -19,7 +19,8 @@ from bitgen import feature_figures, memory_figures, network_figures
 from bitgen.attention import attention_entropy, decoder_looks
 from bitgen.data import Batch
 from bitgen.diagnostics import undisturbed
-from bitgen.evaluate import Gallery, picture
+from bitgen.encoded import Gallery
+from bitgen.evaluate import picture
 from bitgen.geometry import geometry, similarity
 from bitgen.images import normalise
 from bitgen.logs import RunLog

@@ -10,7 +10,7 @@ from pathlib import Path
 from bitgen import diagnostics, health, mistakes, probes
 from bitgen.config import DataConfig, LossConfig, from_dict
 from bitgen.data import Batch, Dataset, open_data
-from bitgen.evaluate import Gallery, encode
+from bitgen.encoded import Gallery, encode
 from bitgen.hub import load
 from bitgen.logs import read_metrics
 from bitgen.model import BitGen

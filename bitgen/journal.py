@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from bitgen import boards
 from bitgen.config import Config, to_dict
-from bitgen.evaluate import Gallery
+from bitgen.encoded import Gallery
 from bitgen.health import Doctor, Verdict
 from bitgen.logs import RunLog
 from bitgen.losses import smoothing_floor

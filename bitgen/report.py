@@ -16,7 +16,8 @@ from bitgen import attention, diagnostics, feature_figures, figures, health, mem
 from bitgen import probes as probing
 from bitgen import slots as slotting
 from bitgen.case import Case, gather
-from bitgen.evaluate import encode, picture
+from bitgen.encoded import encode
+from bitgen.evaluate import picture
 from bitgen.geometry import geometry, similarity
 from bitgen.hub import load
 from bitgen.images import normalise

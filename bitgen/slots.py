@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from bitgen.evaluate import Gallery
+from bitgen.encoded import Gallery
 from bitgen.memory import EpisodicMemory, address_perplexity, utilization
 from bitgen.model import BitGen, Encoded
 

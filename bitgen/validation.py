@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from bitgen.config import Config
 from bitgen.data import Collator
-from bitgen.evaluate import Gallery
+from bitgen.encoded import Gallery
 from bitgen.images import normalise
 from bitgen.model import BitGen
 from bitgen.objective import Objective

@@ -11,7 +11,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from bitgen import boards, projector
 from bitgen.config import DataConfig
 from bitgen.data import open_data
-from bitgen.evaluate import Gallery
+from bitgen.encoded import Gallery
 from bitgen.images import normalise
 from bitgen.logs import RunLog, read_metrics
 from bitgen.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from bitgen import diagnostics as D
 from bitgen import mistakes as M
 from bitgen import slots as S
 from bitgen.config import LossConfig, OptimConfig, to_dict
-from bitgen.evaluate import Gallery
+from bitgen.encoded import Gallery
 from bitgen.objective import Objective
 from bitgen.optimizer import parameter_groups
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from bitgen import retrieval
+from bitgen.candidates import pair_evidence
 from bitgen.config import ModelConfig, VisionConfig
-from bitgen.evaluate import attributes, encode, evaluate, pair_evidence, perplexities, picture
+from bitgen.encoded import encode
+from bitgen.evaluate import attributes, evaluate, perplexities, picture
 from bitgen.images import BadImage, normalise
 from bitgen.matching import Weights
 from bitgen.model import BitGen, Encoded
@@ -157,7 +159,8 @@ def test_reranking_is_the_decoder_at_work(tokenizer):
 
 
 def test_the_evidence_of_a_pair_is_what_the_model_says_of_it(tokenizer, monkeypatch):
-    monkeypatch.setattr(import_module("bitgen.evaluate"), "fast", lambda device: torch.autocast("cpu", enabled=False))
+    for name in ("encoded", "candidates"):
+        monkeypatch.setattr(f"bitgen.{name}.fast", lambda device: torch.autocast("cpu", enabled=False))
     model, processor = build(BitGen, tokenizer)
     model.eval()
     data = Numbers(6)
@@ -317,14 +320,16 @@ def test_an_untrained_model_on_scenes_looks_untrained(tokenizer):
 
 
 def test_bf16_moves_scores_by_no_more_than_its_rounding(tokenizer, monkeypatch):
-    module, (model, processor) = import_module("bitgen.evaluate"), build(BitGen, tokenizer)
-    exact, rounded = (evaluated(module, monkeypatch, enabled, model, processor) for enabled in (False, True))
+    model, processor = build(BitGen, tokenizer)
+    exact, rounded = (evaluated(monkeypatch, enabled, model, processor) for enabled in (False, True))
     for key in ("perplexity", "perplexity_memory", "perplexity_blank"):
         assert rounded[key] == pytest.approx(exact[key], rel=0.01) and rounded[key] != exact[key]
     for key in ("t2i_r10", "i2t_r10", "rerank_t2i_r10"):
         assert rounded[key] == pytest.approx(exact[key], abs=0.1)
 
 
-def evaluated(module, monkeypatch, enabled, model, processor):
-    monkeypatch.setattr(module, "fast", lambda device: torch.autocast("cpu", torch.bfloat16, enabled=enabled))
+def evaluated(monkeypatch, enabled, model, processor):
+    for name in ("encoded", "candidates", "evaluate"):
+        monkeypatch.setattr(import_module(f"bitgen.{name}"), "fast",
+                            lambda device: torch.autocast("cpu", torch.bfloat16, enabled=enabled))
     return evaluate(model, processor, Numbers(30), rerank=4)

@@ -34,7 +34,7 @@ ORDER = """
     matching
     chunked processes objective leak checkpoint projector hover logs exits precision
     signs checks health
-    accounting evaluate markdown facts record card
+    accounting encoded candidates evaluate markdown facts record card
     repository upload outbox push
     optimizer diagnostics attention grounding geometry probes slots mistakes
     randomness strict_json admission wire download hub
