@@ -41,14 +41,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits that count, `unknown` for None; whole numbers whole: 12,000, 0.732, 10.8, 0.0002."""
+    """Three digits that count, `unknown` for None; whole numbers whole, others never: 12,000, 0.732, 3.00, 0.0002."""
     if value is None:
         return "unknown"
     if not math.isfinite(value):
         return "not finite"
     if value == int(value) or abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    text = f"{value:.3g}"
+    return text if set(text) & {".", "e"} else f"{value:#.3g}".rstrip(".")
 
 
 def share(value: float | None) -> str:
