@@ -96,7 +96,7 @@ def _log_diagonal(factor: Tensor) -> Tensor:
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-SHARPNESS = 1.5  # standard deviation of a slot's logit over keys to begin with: neither one slot nor all alike
+SHARPNESS = 1.0  # standard deviation of a slot's logit over keys to begin with: neither one slot nor all alike
 
 
 class EpisodicMemory(nn.Module):
