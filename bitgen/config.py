@@ -62,7 +62,9 @@ class ModelConfig:
     fusion_layers: int = 2
     """Gated cross-attention layers each way."""
     fusion_gates: bool = True
-    """Gates that start at 0, so that the towers start uni-modal; false fixes them at 1."""
+    """Learned gates before what one modality sees of the other; false fixes them at 1."""
+    gate_start: float = 0.0
+    """Where the gates begin: 0 lets pretrained towers start uni-modal; from scratch matching learns sooner from 1."""
     pooling: Literal["mean", "first"] = "mean"
     """Caption feature: mean over its tokens after self-attention; `first` is the first token alone (for ablation)."""
     memory_slots: int = 32

@@ -22,7 +22,7 @@ Attentions = dict[str, list[Tensor]]
 
 
 class FusionLayer(nn.Module):
-    """One layer. The gates are learned from 0, so that the towers start uni-modal (fixed at 1 without gates)."""
+    """One layer. The gates are learned from `gate_start` (fixed at 1 without gates)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -33,9 +33,9 @@ class FusionLayer(nn.Module):
         self.norm_ffn = nn.LayerNorm(width)
         self.ffn = FeedForward(width, config.intermediate_size, config.ternary)
         self.dropout = nn.Dropout(config.dropout)
-        gate = torch.zeros if config.fusion_gates else torch.ones
-        self.word_gate = nn.Parameter(gate(()), requires_grad=config.fusion_gates)
-        self.patch_gate = nn.Parameter(gate(()), requires_grad=config.fusion_gates)
+        start = config.gate_start if config.fusion_gates else 1.0
+        self.word_gate = nn.Parameter(torch.tensor(start), requires_grad=config.fusion_gates)
+        self.patch_gate = nn.Parameter(torch.tensor(start), requires_grad=config.fusion_gates)
 
     def alone(self, text: Tensor, mask: Tensor, rows: slice = slice(None)) -> Tensor:
         """Self-attention of the words, before they see patches: text (N, L, D) -> its `rows`."""

@@ -14,7 +14,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {  # smallest and largest al
     "model": {"hidden_size": ANY, "text_layers": ANY, "decoder_layers": ANY, "num_heads": ANY,
               "intermediate_size": ANY, "max_tokens": (4, inf), "vocab_size": (2, inf), "dropout": (0, 0.99),
               "fusion_layers": ANY, "memory_slots": (0, inf), "memory_noise": (0.01, inf), "memory_decay": (0, 1),
-              "temperature": (0.01, inf)},
+              "temperature": (0.01, inf), "gate_start": (0, inf)},
     "loss": {"itc": (0, inf), "itm": (0, inf), "text": (0, inf), "memory_kl": (0, inf), "label_smoothing": (0, 0.99),
              "queue_start": (0, inf), "queue": (0, inf), "momentum": (0, 1), "episode": ANY, "left_out": (0, 1),
              "chunk": ANY},

@@ -95,6 +95,12 @@ def test_open_gates_let_each_modality_see_the_other():
     assert ((code - other_text)[:, D:].abs().amax(1) > 1e-3).all()
 
 
+def test_gates_begin_where_they_are_told_to_and_are_learned_from_there():
+    module = Fusion(ModelConfig(hidden_size=D, num_heads=4, intermediate_size=32, gate_start=1.0))
+    gates = [p for name, p in module.named_parameters() if name.endswith("_gate")]
+    assert len(gates) == 4 and all(g.item() == 1 and g.requires_grad for g in gates)
+
+
 def test_without_gates_fusion_is_open_and_nothing_is_learned_about_it():
     module = fusion(fusion_gates=False)
     gates = [p for name, p in module.named_parameters() if name.endswith("_gate")]
