@@ -5,7 +5,7 @@ TEXT = 2000
 RESULTS = 60
 """Results of one search."""
 CANDIDATES = 32
-"""First results that matching puts into a new order."""
+"""First results that re-ranking puts into a new order."""
 LABELS = 50
 """Labels of one zero-shot classification."""
 FILE_SIZE = "20mb"

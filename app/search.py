@@ -181,7 +181,7 @@ def _reranked(gallery: Gallery, query: Query, wish: Wish, hits: list[Hit]) -> tu
     elif wish.find == "captions" and query.pictured:
         pair = [query.file or gallery.original(query.name)], [hit.text for hit in hits]
     else:
-        return hits, "not re-ranked: matching compares words with a picture"
+        return hits, "not re-ranked: that takes words and a picture"
     order, match, told = reordered(gallery.encoder, *pair, [hit.score for hit in hits])
     return [hits[i]._replace(match=match[i], told=told[i]) for i in order], ""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitgen import retrieval
 from bitgen.encoded import Gallery
-from bitgen.matching import WEIGHTS, Evidence, Weights, blind, evidence
+from bitgen.matching import WEIGHTS, Evidence, Weights, blind, evidence, taught
 from bitgen.model import Encoded
 from bitgen.precision import fast
 
@@ -33,8 +33,8 @@ class Candidates(NamedTuple):
 
 
 def candidates(model, gallery: Gallery, first: int = 32, batch_size: int = 256,
-               device: str | torch.device = "cpu") -> tuple[Candidates, Candidates]:
-    """The captions that images find first, and the images that captions find first.
+               device: str | torch.device | None = None) -> tuple[Candidates, Candidates]:
+    """The captions that images find first, and the images that captions find first; on the model's `device`.
 
     A pair that is a candidate in both directions is read once.
     """
@@ -53,18 +53,19 @@ def candidates(model, gallery: Gallery, first: int = 32, batch_size: int = 256,
 
 @torch.no_grad()
 def pair_evidence(model, gallery: Gallery, images: Tensor, captions: Tensor, batch_size: int = 256,
-                  device: str | torch.device = "cpu") -> Evidence:
+                  device: str | torch.device | None = None) -> Evidence:
     """`Evidence` that `images (T,)` and `captions (T,)` of the gallery belong together; from encoded tokens.
 
     Captions of equal length go together, so that no padding is read, and among them the pairs of an image, so that
     what fusion and decoder do with the image alone is done few times. Raises `ValueError` for non-finite numbers.
     """
-    ids, mask = gallery.input_ids, gallery.attention_mask
+    ids, mask, device = gallery.input_ids, gallery.attention_mask, device or next(model.parameters()).device
     lengths = mask.sum(1)
     unseen = torch.empty(len(ids))
     for rows in lengths.argsort().split(batch_size):
         with fast(device):
             unseen[rows] = blind(model, *(x[rows, :lengths[rows].max()].to(device) for x in (ids, mask))).cpu()
+    asked = taught(unseen, mask, len(model.text.embedding.weight))
     order = (lengths[captions] * len(gallery.indices) + images).argsort()
     found = torch.empty(len(Evidence._fields), len(order))
     for rows in order.split(batch_size):
@@ -75,5 +76,5 @@ def pair_evidence(model, gallery: Gallery, images: Tensor, captions: Tensor, bat
         with fast(device):
             found[:, rows] = torch.stack(evidence(
                 model, shown, words, ids[said, :length].to(device), mask[said, :length].to(device),
-                (image.to(device), caption.to(device)), unseen[said].to(device)))
+                (image.to(device), caption.to(device)), unseen[said].to(device) if asked else None))
     return Evidence(*found)

@@ -141,7 +141,7 @@ def _what(run: Record) -> str:
     memory = f", and keeps what it is told in an episodic memory of {slots} slots" if slots else ""
     bad = [text(verdict["check"]) for verdict in run.health if verdict["verdict"] == "BAD"]
     return " ".join([
-        f"Finds images by words and words by images, re-ranks by matching, writes captions{memory}.",
+        f"Finds images by words and words by images, re-ranks what it found, writes captions{memory}.",
         f"{number(run.fact('parameters', 'total'))} parameters, {number(run.fact('parameters', 'outside_tower'))} of "
         f"them outside the vision tower, which began as {code(run.tower) if run.tower else 'random numbers'}.",
         f"Trained for {number(run.step)} steps on {number(run.fact('data', 'train', 'images'))} images of "

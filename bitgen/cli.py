@@ -38,7 +38,7 @@ class Evaluate:
     checkpoint: str | None = None
     """A checkpoint of the run, such as checkpoint-1000, instead of its newest weights."""
     rerank: int = 32
-    """Candidates that matching puts into a new order; 0 leaves that out."""
+    """Candidates that are read together with the query and put into a new order; 0 leaves that out."""
     device: str = "cpu"
     """Device to compute on."""
 

@@ -47,9 +47,9 @@ class Gallery:
 
 
 @torch.no_grad()
-def encode(model, processor, dataset, batch_size: int = 64, device: str | torch.device = "cpu") -> Gallery:
+def encode(model, processor, dataset, batch_size: int = 64, device: str | torch.device | None = None) -> Gallery:
     """The `Gallery` of a data set's readable images and all their captions. Unreadable ones are named in the log."""
-    images, indices = [], []
+    images, indices, device = [], [], device or next(model.parameters()).device
     for rows, pixel_values in batches(processor, dataset, batch_size, device, warn=True):
         with fast(device):
             encoded = model.image_tokens(pixel_values)

@@ -37,7 +37,7 @@ def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, 
     - `images`, `captions`, `unreadable` (images that were skipped)
     - `i2t_r1 … t2i_median_rank`, each with `chance_` in front; `i2t_r1_low`, `…_high`: 95 % interval over images
     - `rerank_…`: the first `rerank` candidates (0 leaves it out) put in the order of ITC logit and what matching head
-      and decoder say of the pair (see matching.py); `rerank_itm_…`: by the matching head alone
+      and decoder say of the pair (see matching.py); `rerank_itm_…`: the matching head alone, with the same weight
     - `fold1k_…`: the mean over folds of 1,000 images, for galleries of 5,000 and more
     - the keys of `perplexities`, and on `scenes` those of `attributes`
 

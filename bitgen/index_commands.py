@@ -179,10 +179,10 @@ def _query(options: Search, encoder: Encoder) -> np.ndarray:
 
 
 def _single(options: Search) -> list[str]:
-    """The query that matching can judge: words for pictures, a picture for captions."""
+    """The query that can be read together with results: words for pictures, a picture for captions."""
     asked = (options.words, options.image)[options.captions]
     if len(asked) != 1 or len(options.words + options.image + options.minus) != 1:
-        raise ValueError("rerank: matching judges one sentence against pictures, or one image against captions; "
+        raise ValueError("rerank: one sentence is read with pictures, or one image with captions; "
                          "the query is a mixture")
     return asked
 

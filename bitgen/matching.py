@@ -10,6 +10,7 @@ M pairs of B images and N captions, L tokens.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ from bitgen.model import BitGen, Encoded
 class Weights(NamedTuple):
     """What a nat of each witness counts beside the ITC logit.
 
-    Chosen on the validation images of `scenes` (`python benchmarks/rerank.py runs/scenes --split val`).
+    Chosen on the validation images of `scenes` (`python benchmarks/rerank.py runs/scenes --split val`); what is best
+    for other captions, longer ones above all, the same command says of a run on them.
     """
 
     match: float = 0.25
@@ -29,9 +31,12 @@ class Weights(NamedTuple):
     words: float = 0.5
     """Of the caption's log-likelihood under the image, less `prior` times that under a blank one."""
     prior: float = 0.5
+    """alpha: how much of the caption's likelihood under no image in particular is taken away."""
 
 
 WEIGHTS = Weights()
+TAUGHT = 0.9
+"""A decoder whose loss is above this share of chance has learned no words."""
 
 
 class Evidence(NamedTuple):
@@ -51,7 +56,10 @@ class Evidence(NamedTuple):
 
     @property
     def told(self) -> Tensor:
-        """How much likelier the image makes the caption: log P(caption | image) - log P(caption | blank)."""
+        """How much likelier the image makes the caption: log P(caption | image) - log P(caption | blank).
+
+        To be shown to people; `weigh` takes away a part of the second term only.
+        """
         return self.seen - self.blind
 
     def weigh(self, logit: Tensor, weights: Weights = WEIGHTS) -> Tensor:
@@ -68,17 +76,28 @@ def blind(model: BitGen, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return model.likelihood(image, input_ids, attention_mask, (torch.zeros_like(each), each))
 
 
+def taught(unseen: Tensor, attention_mask: Tensor, vocabulary: int) -> bool:
+    """Whether the decoder finds captions likelier than drawing tokens by lot; not if it was trained without text loss.
+
+    unseen (N,), as of `blind`; attention_mask (N, L) of the same captions.
+    """
+    return bool(unseen.sum() > -TAUGHT * math.log(vocabulary) * attention_mask[:, 1:].sum())
+
+
 @torch.no_grad()
 def evidence(model: BitGen, image: Encoded, text: Encoded, input_ids: Tensor, attention_mask: Tensor,
-             pairs: tuple[Tensor, Tensor], unseen: Tensor) -> Evidence:
+             pairs: tuple[Tensor, Tensor], unseen: Tensor | None) -> Evidence:
     """The evidence of pairs, index of image and of caption (M,) each; on the CPU.
 
     image: of B images; text, input_ids (N, L), attention_mask (N, L) and `unseen` (N,), what `blind` returned: of N
-    captions. Raises `ValueError` for non-finite numbers.
+    captions. None in its place: the decoder is not asked, and says 0. Raises `ValueError` for non-finite numbers.
     """
     logits = model.match_tokens(image.tokens, text.tokens, attention_mask, pairs)
-    found = Evidence(logits[:, 1] - logits[:, 0], model.likelihood(image, input_ids, attention_mask, pairs),
-                     unseen[pairs[1]])
+    odds = logits[:, 1] - logits[:, 0]
+    said = torch.zeros_like(odds), torch.zeros_like(odds)
+    if unseen is not None:
+        said = model.likelihood(image, input_ids, attention_mask, pairs), unseen[pairs[1]]
+    found = Evidence(odds, *said)
     found = Evidence(*(x.float().cpu() for x in found))
     if bad := sum(int((~torch.isfinite(x)).sum()) for x in found):
         raise ValueError(f"matching: {bad} of {3 * len(found.odds)} numbers are NaN or infinite")

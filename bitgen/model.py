@@ -26,7 +26,7 @@ MAX_LOGIT_SCALE = 100.0
 
 
 LOGITS = 2**24
-"""Scores of words that are held at once: 64 MB."""
+"""Logits of words that are held at once: 64 MB, and as much again at work."""
 
 
 class Encoded(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tensors of all processes of a run: rows joined with gradients, sums. With one process each returns what it was given.
+"""Tensors of all processes of a run: rows joined with gradients, sums. One process joins and sums nothing.
 
 Processes may have different numbers of rows; they are joined in the order of ranks.
 """
@@ -47,7 +47,7 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return summed(gradient.contiguous())[dist.get_rank()]
+        return summed(gradient.clone(memory_format=torch.contiguous_format))[dist.get_rank()]
 
 
 def _count() -> int:

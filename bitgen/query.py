@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bitgen.images import normalise
-from bitgen.matching import WEIGHTS, Evidence, Weights, blind, evidence
+from bitgen.matching import WEIGHTS, Evidence, Weights, blind, evidence, taught
 from bitgen.model import BitGen, Encoded, unit
 from bitgen.processing import Processor
 
@@ -87,13 +87,20 @@ class Encoder:
 
     @torch.inference_mode()
     def evidence(self, images: Sequence, texts: Sequence[str]) -> Evidence:
-        """`Evidence` (n,) that image i and caption i belong together; one image, or one caption, stands for all."""
+        """`Evidence` (n,) that image i and caption i belong together; one image, or one caption, stands for all.
+
+        Raises `ValueError` for other numbers of the two.
+        """
+        count = max(len(images), len(texts))
+        if not {len(images), len(texts)} <= {1, count}:
+            raise ValueError(f"evidence: {len(images)} images and {len(texts)} texts; expected as many, or one of them")
         image = self.model.image_tokens(self.processor(images=images)["pixel_values"].to(self.device))
         text, ids, mask = self.words(texts)
-        count = max(len(images), len(texts))
         pairs = tuple(torch.arange(count, device=self.device) if n == count else
                       torch.zeros(count, dtype=torch.int64, device=self.device) for n in (len(images), len(texts)))
-        return evidence(self.model, image, text, ids, mask, pairs, blind(self.model, ids, mask))
+        unseen = blind(self.model, ids, mask)
+        asked = taught(unseen, mask, len(self.model.text.embedding.weight))
+        return evidence(self.model, image, text, ids, mask, pairs, unseen if asked else None)
 
 
 def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights: Weights = WEIGHTS) -> Hits:

@@ -149,8 +149,9 @@ def test_reranking_is_the_matching_head_at_work(tokenizer):
     assert not any("rerank" in key for key in evaluate(*build(Oracle, tokenizer), Numbers(), rerank=0))
 
 
-def test_reranking_is_the_decoder_at_work(tokenizer):
+def test_reranking_is_the_decoder_at_work(tokenizer, monkeypatch):
     """A caption that is likely under any image must not be every image's: its likelihood under none is taken away."""
+    monkeypatch.setattr("bitgen.matching.TAUGHT", 99.0)  # what Teller says are no probabilities
     told = evaluate(*build(Teller, tokenizer), Numbers(), rerank=IMAGES * 3, weights=Weights(prior=1.0))
     assert told["rerank_t2i_r1"] == told["rerank_i2t_r1"] == 1.0
     assert told["rerank_itm_t2i_r1"] == pytest.approx(told["chance_t2i_r1"])
@@ -158,10 +159,13 @@ def test_reranking_is_the_decoder_at_work(tokenizer):
     assert liked["rerank_t2i_r1"] == 1.0 and liked["rerank_i2t_r1"] < 0.1
 
 
-def test_the_evidence_of_a_pair_is_what_the_model_says_of_it(tokenizer, monkeypatch):
+@pytest.mark.parametrize("slots, held", [(32, 2**24), (0, 2**24), (32, 700)])
+def test_the_evidence_of_a_pair_is_what_the_model_says_of_it(tokenizer, monkeypatch, slots, held):
+    monkeypatch.setattr("bitgen.model.LOGITS", held)
+    monkeypatch.setattr("bitgen.matching.TAUGHT", 9.0)  # its decoder is asked although it was never taught
     for name in ("encoded", "candidates"):
         monkeypatch.setattr(f"bitgen.{name}.fast", lambda device: torch.autocast("cpu", enabled=False))
-    model, processor = build(BitGen, tokenizer)
+    model, processor = build(BitGen, tokenizer, memory_slots=slots)
     model.eval()
     data = Numbers(6)
     gallery = encode(model, processor, data, batch_size=4)
@@ -176,6 +180,14 @@ def test_the_evidence_of_a_pair_is_what_the_model_says_of_it(tokenizer, monkeypa
         for pictures, said in ((shown, found.seen), (torch.zeros_like(shown), found.blind)):
             assert torch.allclose(said, slow_likelihood(model, pictures, **words), atol=1e-3)
     assert torch.equal(found.told, found.seen - found.blind)
+
+
+def test_a_decoder_that_was_never_taught_is_not_asked(tokenizer):
+    """Its likelihood is the caption's length, and short captions would be every image's."""
+    model, processor = build(BitGen, tokenizer)
+    gallery = encode(model.eval(), processor, Numbers(6))
+    found = pair_evidence(model, gallery, torch.tensor([0, 1]), torch.tensor([0, 1]))
+    assert not found.seen.any() and not found.blind.any() and found.odds.all()
 
 
 def slow_likelihood(model, pictures, input_ids, attention_mask):

@@ -54,8 +54,8 @@ CONCLUSIONS = {
         assert report["t2i_r1_low"] <= report["t2i_r1"] <= report["t2i_r1_high"]
         sizes = sorted(by_size)
         assert all(by_size[a] >= by_size[b] for a, b in zip(sizes, sizes[1:]))
-        assert low <= difference.mean() <= high and len(seen.words) == len(seen.maps)
-        assert (again.ranks >= 1).all() and (again.ranks <= len(images)).all()""",
+        assert least <= difference.mean() <= most and len(seen.words) == len(seen.maps)
+        assert all((way.ranks >= 1).all() and (way.ranks <= len(images)).all() for way in ways.values())""",
     "06_memory": """
         assert all(error < 1e-3 for error in errors.values())
         assert share["image and words"] > share["never written"]

@@ -26,7 +26,7 @@ def tiny():
     return model, Processor(tokenizer, VisionConfig(image_size=32), 16)
 
 
-def test_an_encoder_is_the_model(tiny):
+def test_an_encoder_is_the_model(tiny, monkeypatch):
     model, processor = tiny
     encoder, texts = Encoder(*tiny), ["a red", "green picture"]
     images = [painted("red", "blue"), painted("green", "red")]
@@ -37,12 +37,15 @@ def test_an_encoder_is_the_model(tiny):
         features = model.encode_image(inputs["pixel_values"]).numpy()
         match = model.match(**inputs).numpy()
     assert encoder.images(images) == pytest.approx(features, abs=1e-6)
+    monkeypatch.setattr("bitgen.matching.TAUGHT", 9.0)
     found = encoder.evidence(images, texts)
     assert found.match.numpy() == pytest.approx(match, abs=1e-5)
     one_image, one_text = encoder.evidence(images[:1], texts), encoder.evidence(images, texts[:1])
     for pair, image, text in zip(found, one_image, one_text):
         assert pair[0].item() == pytest.approx(image[0].item(), abs=1e-4) == text[0].item()
         assert pair[1].item() != image[1].item() or pair is found.blind
+    with pytest.raises(ValueError, match="2 images and 3 texts"):
+        encoder.evidence(images, ["a", "b", "c"])
     assert one_image.blind[1] == pytest.approx(found.blind[1].item(), abs=1e-4)
 
 

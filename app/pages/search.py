@@ -24,7 +24,7 @@ def build(shell: Shell) -> None:
             with gr.Row(equal_height=True):
                 find = gr.Radio([("Pictures", "images"), ("Captions", "captions")], value="images", label="Find",
                                 min_width=200, elem_id="find")
-                rerank = gr.Checkbox(label="Re-rank by matching", info="Words and picture are read together",
+                rerank = gr.Checkbox(label="Re-rank", info="Words and picture are read together",
                                      min_width=200, elem_id="rerank")
         with gr.Column(scale=2, min_width=220, elem_id="ask-picture"):
             image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], image_mode=None,
@@ -140,5 +140,5 @@ def label(rank: int, hit: Hit) -> str:
 
 
 def read(hit: Hit) -> tuple[str, str]:
-    """What re-ranking added: the matching head's probability, and the words' gain by the picture in nats."""
+    """What re-ranking saw: the matching head's probability, and how many nats the words gain by the picture."""
     return f"{hit.match:.2f}", f"{hit.told:+.1f}"
