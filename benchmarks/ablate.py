@@ -18,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
+import measure
+
 VARIANTS = {
     "full": [],
-    "without queue": ["--loss.queue", "0"],
+    "with a queue of 4096": ["--loss.queue", "4096", "--loss.queue-start", "120"],
     "without momentum": ["--loss.momentum", "0"],
     "without ITM": ["--loss.itm", "0"],
     "without text loss": ["--loss.text", "0"],
@@ -29,7 +31,8 @@ VARIANTS = {
     "first-token pooling": ["--model.pooling", "first"],
     "ternary": ["--model.ternary", "True"],
 }
-COLUMNS = {"t2i_r1": "t2i R@1", "i2t_r1": "i2t R@1", "rerank_t2i_r1": "t2i R@1 re-ranked",
+COLUMNS = {"t2i_r1": "t2i R@1", "i2t_r1": "i2t R@1", "rerank_itm_t2i_r1": "t2i R@1 by ITM",
+           "rerank_itm_i2t_r1": "i2t R@1 by ITM", "rerank_t2i_r1": "t2i R@1 re-ranked",
            "rerank_i2t_r1": "i2t R@1 re-ranked", "caption_attributes": "attributes", "perplexity": "perplexity",
            "perplexity_memory": "with memory"}
 
@@ -44,19 +47,20 @@ def main() -> None:
     options = parser.parse_args()
     jobs = list(product(options.seeds, options.variants))  # seed by seed, so that an early stop leaves whole seeds
     with ThreadPoolExecutor(options.jobs) as pool:
-        reports = dict(zip(jobs, pool.map(lambda job: measure(*job, options), jobs)))
+        reports = dict(zip(jobs, pool.map(lambda job: measured(*job, options), jobs)))
     print(f"{options.steps} steps, seeds {options.seeds}; gallery and chance: "
           f"{first(reports)['images']} images, R@1 {first(reports)['chance_t2i_r1']:.4f}\n")
     print(table(reports, options))
 
 
-def measure(seed: int, variant: str, options) -> dict:
+def measured(seed: int, variant: str, options) -> dict:
     """Train and evaluate one variant; a finished one is not done again."""
     folder = options.out / f"{variant.replace(' ', '-')}-{options.steps}-{seed}"
     result = folder / "test.json"
-    if not result.is_file():
+    if not (folder / "model.safetensors").is_file():
         run("train", "--config", "scenes", "--output-dir", folder, "--seed", seed, "--optim.max-steps", options.steps,
             "--validate-every", options.steps, "--save-every", options.steps, *VARIANTS[variant])
+    if not result.is_file() or not COLUMNS.keys() <= json.loads(result.read_text()).keys() | {"perplexity_memory"}:
         run("evaluate", folder, "--split", "test", "--json", result)
     print(f"{variant}, seed {seed}: done", file=sys.stderr)
     return json.loads(result.read_text())
@@ -75,15 +79,15 @@ def first(reports: dict) -> dict:
 
 
 def table(reports: dict, options) -> str:
-    rows = ["| variant | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows = []
     for variant in options.variants:
         cells = []
         for key in COLUMNS:
             values = [reports[seed, variant].get(key) for seed in options.seeds]
             known = [value for value in values if value is not None]
             cells.append(f"{sum(known) / len(known):.3f} ± {(max(known) - min(known)) / 2:.3f}" if known else "–")
-        rows.append(f"| {variant} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        rows.append([variant, *cells])
+    return measure.table(["variant", *COLUMNS.values()], rows)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class Server:
                     return self
             except httpx.TransportError:
                 time.sleep(0.1)
+        self.process.terminate()
         raise SystemExit("the app did not start")
 
     def __exit__(self, *_) -> None:
@@ -119,8 +120,9 @@ def row(server: Server, clients: int, seconds: float, captions: list[str]) -> st
         seen = [one for each in pool.map(client, range(clients)) for one in each]
     waited = np.array([waited for state, waited in seen if state == "answered"])
     count = {state: sum(one == state for one, _ in seen) for state in ("refused", "error")}
-    return (f"| {clients} | {len(waited) / seconds:.1f} | {np.quantile(waited, 0.5):.3f} | "
-            f"{np.quantile(waited, 0.95):.3f} | {count['refused']} | {count['error']} |")
+    half, most = np.quantile(waited, [0.5, 0.95]) if len(waited) else (np.nan, np.nan)
+    return (f"| {clients} | {len(waited) / seconds:.1f} | {half:.3f} | {most:.3f} | {count['refused']} | "
+            f"{count['error']} |")
 
 
 def visitors(server: Server, run: str, captions: list[str], questions: int = 500) -> str:

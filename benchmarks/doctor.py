@@ -1,7 +1,7 @@
 """Does the doctor see what is wrong? Runs that are really broken, and healthy ones, on a small `scenes`.
 
     python benchmarks/doctor.py                      # 7 broken kinds x 3 seeds and 10 healthy seeds, about 30 minutes
-    python benchmarks/doctor.py --kinds lr --seeds 0 # one of them
+    python benchmarks/doctor.py --kinds "lr x 100" --seeds 0
 
 Every breakage is made here, on the trainer and objective that `bitgen train` uses. A broken run is judged right where
 the check that names its cause is BAD at the end; a healthy one where no check was BAD after any logged row. Runs that
@@ -110,7 +110,7 @@ KINDS = {
     "leaked decoder": Kind("text collapse", 280, leaked_decoder),
     "memory written once": Kind("memory quality", 160, memory_written_once),
     "queue false negatives": Kind("queue", 280, queue_without_ids, {"data": {"limit": 32}}),
-    "label-free ITM": Kind("matching", 520, random_labels),
+    "label-free ITM": Kind("matching", 640, random_labels),
     "healthy": Kind(None, 320),
 }
 

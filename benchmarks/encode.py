@@ -1,7 +1,7 @@
 """How fast images and captions become features, and how much of that building an index keeps.
 
     python benchmarks/encode.py                    # the `scenes` model as it is before training: speed is the same
-    python benchmarks/encode.py --run runs/scenes --images 2000
+    python benchmarks/encode.py --run runs/scenes --images 500
 
 By batch size and precision, with arithmetic against the measured ceiling; then `Index.build` over prepared images with
 their captions beside the encoder alone on the same batches (thumbnails, catalogue and files are what it adds).
@@ -91,8 +91,9 @@ def main() -> None:
     encoder = Encoder(run[0].to(DEVICE), run[1]) if run else untrained(data)
     rows = throughput(encoder, data, options.batches, options.rounds)
     print(measure.table(["what", "batch", "precision", "a second", "ms a batch", "MFLOP each", "MFU"], rows))
-    rates = building(encoder, data.first(options.images), options.rounds)
-    print(f"building an index of {options.images} images with their captions: {rates['index']:.0f} images/s; the "
+    images = min(options.images, len(data))
+    rates = building(encoder, data.first(images), options.rounds)
+    print(f"building an index of {images} images with their captions: {rates['index']:.0f} images/s; the "
           f"encoder alone {rates['encoder alone']:.0f}; {rates['kept']:.2f} of it kept")
     measure.write(options.json, {"environment": where, "throughput": rows, "building": rates})
 

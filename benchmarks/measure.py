@@ -130,7 +130,8 @@ def _status(field: str) -> int:
 
 def table(columns: list[str], rows: list[list[object]]) -> str:
     """Markdown; numbers with three significant digits."""
-    lines = [columns, ["---"] * len(columns), *[[_cell(value) for value in row] for row in rows]]
+    cells = [[_cell(value) for value in row] for row in rows]
+    lines = [[str(name) for name in columns], ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

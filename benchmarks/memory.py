@@ -17,11 +17,9 @@ import torch.nn.functional as F
 import bitgen
 from bitgen.config import DataConfig
 from bitgen.data import open_data
-from bitgen.evaluate import perplexities
+from bitgen.evaluate import EPISODE, perplexities
 from bitgen.images import normalise
 from bitgen.model import unit
-
-EPISODE = 24
 
 
 @torch.no_grad()
@@ -35,6 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     model, processor = bitgen.load(options.run)
+    if model.memory is None:
+        parser.error(f"{options.run}: has no memory (model.memory_slots 0)")
     data = open_data(DataConfig(root=options.data), options.split, processor.vision.image_size)
     rows = []
     for episode in range(min(options.episodes, len(data) // EPISODE)):

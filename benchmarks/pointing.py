@@ -38,7 +38,8 @@ def main() -> None:
     size = processor.vision.image_size
     data = open_data(DataConfig(root="scenes"), "test", size)
     hits, objects, area = Counter(), 0, 0.0
-    for i in range(min(options.images, len(data))):
+    images = min(options.images, len(data))
+    for i in range(images):
         pixels = normalise(data.pixels(i, size)[None], processor.vision.mean, processor.vision.std)
         caption = data.captions[i][i % len(data.captions[i])]
         words = processor(text=[caption])
@@ -49,7 +50,7 @@ def main() -> None:
                 hits[method] += pointed(maps[chosen].sum(0), box, size)
         objects += len(named)
         area += sum((right - left) * (bottom - top) for (left, top, right, bottom), _ in named) / size**2
-    print(f"{options.run}: {objects} objects named in {options.images} captions\n\n"
+    print(f"{options.run}: {objects} objects named in {images} captions\n\n"
           f"| words point at their object | share |\n|---|---|\n| chance | {area / objects:.3f} |")
     for method, count in hits.most_common():
         print(f"| {method} | {count / objects:.3f} |")

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import argparse
 
+import measure
+from measure import DEVICE
+
 import bitgen
 from bitgen.candidates import candidates
 from bitgen.config import DataConfig
@@ -28,7 +31,7 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--first", type=int, default=32, help="candidates of each query")
     options = parser.parse_args()
-    model, processor = bitgen.load(options.run)
+    model, processor = bitgen.load(options.run, device=DEVICE)
     data = open_data(DataConfig(root=options.data), options.split, processor.vision.image_size)
     gallery = encode(model, processor, data)
     i2t, t2i = rank_features(gallery.image_features, gallery.text_features, gallery.owner)
@@ -41,15 +44,10 @@ def main() -> None:
 
     print(f"{options.run} on {options.data}/{options.split}, {len(gallery.indices)} images: recall@1 of words to "
           f"images / images to words; chance {1 / len(gallery.indices):.4f}\n")
-    table("matching \\ words", WORDS, {match: [recall(Weights(match, words)) for words in WORDS] for match in MATCH})
-    table("prior \\ words", WORDS, {prior: [recall(Weights(words=words, prior=prior)) for words in WORDS]
-                                   for prior in PRIOR})
-
-
-def table(corner: str, columns: tuple[float, ...], rows: dict[float, list[str]]) -> None:
-    """Markdown."""
-    print("\n".join([f"| {corner} | " + " | ".join(map(str, columns)) + " |", "|---" * (len(columns) + 1) + "|",
-                     *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items())]) + "\n")
+    print(measure.table(["matching \\ words", *WORDS],
+                        [[match, *(recall(Weights(match, words)) for words in WORDS)] for match in MATCH]))
+    print(measure.table(["prior \\ words", *WORDS],
+                        [[prior, *(recall(Weights(words=words, prior=prior)) for words in WORDS)] for prior in PRIOR]))
 
 
 if __name__ == "__main__":

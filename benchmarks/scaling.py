@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import measure
 import torch
 import torch.distributed as dist
 from measure import DEVICE
-from train_step import Bench, Step, parsed, parser
+from train_step import Bench, Step, command_line, parsed
 
 from bitgen.data import Batch, Collator
 
@@ -178,11 +177,12 @@ STUDIES = {study.__name__.replace("_", "-"): study
 
 
 def main() -> None:
-    line = parser(__doc__, STUDIES, studies=[name for name in STUDIES if name != "processes"], tower="nano",
-                  image_size=64, batch=16)
+    line = command_line(__doc__, STUDIES, studies=[name for name in STUDIES if name != "processes"], tower="nano",
+                        image_size=64, batch=16)
     line.add_argument("--sizes", type=int, nargs="+", default=[], help="of one study")
     options = parsed(line, STUDIES)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if options.sizes and len(options.studies) != 1:
+        line.error("--sizes are of one study: name it")
     where = measure.begin()
     bench, found = Bench(options), {}
     for name in options.studies:

@@ -1,8 +1,8 @@
 """How fast is search, what does it find, what does it need? Index against bare faiss, in one process, on one thread.
 
     python benchmarks/search.py features runs/scenes --count 1000000    # once: the real features that `speed` needs
-    python benchmarks/search.py speed runs/scenes      # exact and two-stage against IndexFlatIP
-    python benchmarks/search.py latency runs/scenes    # words typed -> results; throughput of building
+    python benchmarks/search.py speed runs/scenes      # exact, two-stage and graph against IndexFlatIP
+    python benchmarks/search.py latency runs/scenes    # words typed -> results (building: encode.py)
     python benchmarks/search.py worth runs/scenes      # filters, mixed queries, re-ranking, where the truth is known
 
 `features` encodes distinct generated scenes (or the training pictures of `--data`, over and over), each as it is and in
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import math
 import os
 import subprocess
@@ -37,7 +38,7 @@ from bitgen.cache import cache_folder
 from bitgen.catalogue import Item
 from bitgen.config import DataConfig
 from bitgen.data import open_data
-from bitgen.gallery import loaded, of_data
+from bitgen.gallery import of_data
 from bitgen.images import augment, normalise
 from bitgen.index import Index
 from bitgen.model import unit
@@ -50,13 +51,14 @@ BLOCK, VIEWS = 5000, 4  # features of one view that are written at a time; views
 QUERIES = 400
 
 
-def features_file(encoder: Encoder, parts: int) -> Path:
-    return cache_folder(None) / f"features-{encoder.fingerprint[:16]}-{parts}.f32"
+def features_file(encoder: Encoder, root: str, parts: int) -> Path:
+    what = hashlib.sha256(f"{encoder.fingerprint} {root}".encode()).hexdigest()[:16]
+    return cache_folder(None) / f"features-{what}-{parts}.f32"
 
 
 def features(encoder: Encoder, root: str, count: int, parts: int) -> None:
     """Append real features to the cache until there are `count`."""
-    path, pictures = features_file(encoder, parts), BLOCK // parts
+    path, pictures = features_file(encoder, root, parts), BLOCK // parts
     block = pictures * VIEWS * parts
     path.parent.mkdir(parents=True, exist_ok=True)
     done = path.stat().st_size // (block * encoder.width * 4) if path.exists() else 0
@@ -115,7 +117,7 @@ def speed(encoder: Encoder, root: str, sizes: list[int], parts: int) -> None:
     """Table of exact and two-stage search beside IndexFlatIP on the same rows and queries."""
     import faiss
 
-    rows = np.memmap(features_file(encoder, parts), np.float32, "r").reshape(-1, encoder.width)
+    rows = np.memmap(features_file(encoder, root, parts), np.float32, "r").reshape(-1, encoder.width)
     queries = held_out(encoder, root)
     print(f"{len(rows):,} features of views of {root}, {parts} a view, {encoder.width} wide; {QUERIES} held-out "
           f"queries, half pictures and half captions; k = 10; faiss {faiss.__version__}\n")
@@ -220,22 +222,6 @@ def latency(encoder: Encoder, root: str, images: int) -> None:
               "captions found, ms of CPU time\n\n| | p50 | p95 |\n|---|---|---|")
         for name, some in times.items():
             print(f"| {name} | {np.percentile(some, 50):.2f} | {np.percentile(some, 95):.2f} |")
-        part = source.select(range(min(1000, len(source))))
-        batches = list(loaded(part, encoder.image_size, 64, lambda done, total: None))
-        seconds = {"encoder alone": [], "index": []}
-        for turn in range(5):
-            begin = time.process_time()
-            for batch in batches:
-                encoder.pixels(batch.pixels)
-                encoder.text([text for item in batch.items for text in item.captions])
-            seconds["encoder alone"].append(time.process_time() - begin)
-            begin = time.process_time()
-            Index.build(Path(folder) / str(turn), part, encoder, progress=lambda done, total: None)
-            seconds["index"].append(time.process_time() - begin)
-    rates = {name: len(part) / np.median(some) for name, some in seconds.items()}
-    print(f"\nbuilding: {rates['index']:.0f} pictures/s with captions, the encoder alone {rates['encoder alone']:.0f}: "
-          f"{rates['index'] / rates['encoder alone']:.2f} (medians of 5 in turn: "
-          + ", ".join(f"{a / b:.2f}" for a, b in zip(seconds['encoder alone'], seconds['index'])) + ")")
 
 
 # What it is worth -----------------------------------------------------------------------------------------
@@ -255,7 +241,7 @@ def worth(encoder: Encoder) -> None:
         plain = index.search(queries, 16)
         ranked = rerank(encoder, index, captions, plain)
         narrow = [index.search(query, 1, where={"tag": source.tags[i]}) for i, query in zip(asked, queries)]
-        first = {"contrast": plain.ids, "first 16 re-ranked by matching (from thumbnails)": ranked.ids,
+        first = {"contrast": plain.ids, "first 16 re-ranked (from thumbnails)": ranked.ids,
                  "filtered by the right background": [hits.ids[0] for hits in narrow]}
         print(f"right picture first, {len(asked)} captions, 1,000 test scenes\n\n| | R@1 |\n|---|---|")
         for name, ids in first.items():

@@ -334,10 +334,11 @@ def compared(bench: Bench, steps: dict[str, Step], base: str) -> dict:
 STUDIES = {study.__name__: study for study in (parts, objective, ternary, captions, chunks, peer)}
 
 
-def parser(doc: str, known: dict[str, Callable], **usual) -> argparse.ArgumentParser:
+def command_line(doc: str, known: dict[str, Callable], **usual) -> argparse.ArgumentParser:
     """The command line of a benchmark of studies: which ones, and what a `Bench` reads; `usual`: other defaults."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help=", ".join(known))
+    parser.add_argument("studies", nargs="*", metavar="STUDY",
+                        help=f"{', '.join(known)}; by default {', '.join(usual['studies'])}")
     parser.add_argument("--data", default="scenes")
     parser.add_argument("--tower", choices=TOWERS, default="tiny")
     parser.add_argument("--image-size", type=int, default=112)
@@ -358,7 +359,7 @@ def parsed(parser: argparse.ArgumentParser, known: dict[str, Callable]) -> argpa
 
 
 def main() -> None:
-    options = parsed(parser(__doc__, STUDIES, studies=["parts"]), STUDIES)
+    options = parsed(command_line(__doc__, STUDIES, studies=["parts"]), STUDIES)
     where = measure.begin()
     bench = Bench(options)
     found = {}

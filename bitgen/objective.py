@@ -133,8 +133,9 @@ class Objective(nn.Module):
             report["i2t"] = (found == torch.arange(len(image), device=image.device)).float().mean()
             report["t2i_chance"] = report["i2t_chance"] = torch.tensor(1.0 / len(images), device=image.device)
             report["logit_scale"] = scale
-        loss = sum(contrastive_loss(*term) for term in terms) / len(terms)
-        return loss, t2i[:, columns].detach(), ~same[rows, columns]
+        each = [contrastive_loss(*term) for term in terms]
+        report["itc_batch"] = (each[0] + each[1]) / 2                                # the doctor compares the two
+        return sum(each) / len(each), t2i[:, columns].detach(), ~same[rows, columns]
 
     def _match(self, image, text, batch, first, similarity, allowed, losses, report) -> Tensor:
         """ITM on each image's first caption, a hard negative image and a hard negative caption; codes (B, 2D)."""

@@ -70,8 +70,9 @@ def test_contrast_with_queue_equals_a_loop(momentum):
     other = replace(other, image_ids=torch.cat([batch.image_ids[:2], other.image_ids[2:]]),
                     caption_ids=torch.cat([other.caption_ids[:6], batch.caption_ids[6:]]))
     for past in (other, batch, other):
-        losses, _, pending = task(past)
+        losses, report, pending = task(past)
         assert losses["itc"].item() == pytest.approx(slow_contrast(task.model, past, encoder, history), rel=1e-4)
+        assert report["itc_batch"].item() == pytest.approx(slow_contrast(task.model, past), rel=1e-4)
         first, _ = firsts_and_lasts(past)
         seen = encoder.encode_image(past.pixel_values)
         said = encoder.encode_text(past.input_ids[first], past.attention_mask[first])

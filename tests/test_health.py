@@ -372,7 +372,8 @@ def benchmark():
     return module
 
 
-FEW = {"data": {"scenes_train": 256}, "vision": {"image_size": 32}, "optim": {"max_steps": 30, "batch_size": 16}}
+FEW = {"data": {"scenes_train": 256}, "vision": {"image_size": 32}, "optim": {"max_steps": 30, "batch_size": 16},
+       "loss": {"queue": 32, "queue_start": 2}}
 
 
 @pytest.mark.parametrize("kind", ["frozen random tower", "lr x 100", "healthy"])
@@ -384,6 +385,8 @@ def test_really_broken_runs_are_seen_and_a_healthy_one_is_not_called_bad(benchma
         assert found.bad == []
         written = {v.check: v for v in diagnose(read_history(tmp_path), read_facts(tmp_path))}
         assert written["vision tower"].judged and written["gradient"].judged
+        unread = {check.name for check in CHECKS if check.measure(read_history(tmp_path), read_facts(tmp_path)) is None}
+        assert unread <= {"held-out retrieval", "matching", "leak", "Hub"}, "every sign finds what it reads, in time"
     else:
         assert expected in found.bad and found.since <= 30
 
