@@ -77,10 +77,10 @@ def training(case: Case) -> Section | None:
     if not case.history:
         return None
     blocks = [figure(figures.curves(case.history), "Losses should fall well below chance (dashed), accuracies rise "
-                     "above it. The contrast's chance level jumps where the queue begins.")]
+                     "above it. The contrast's chance level jumps where a queue begins.")]
     if any(line.get("logit_scale", 0) > 0 for line in case.history):
         blocks.append(figure(network_figures.temperature_and_gates(case.history), "The temperature sinks as the model "
-                             "grows sure; gates that stay at 0 leave the two modalities apart."))
+                             "grows sure; gates at 0 leave the two modalities apart."))
     if any(key.startswith("grad_norm/") for line in case.history for key in line):
         blocks.append(figure(network_figures.gradient_norms(case.history), "A part that stays dark learns nothing; "
                              "a jump of the whole is an unstable step."))
