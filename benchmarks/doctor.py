@@ -110,7 +110,7 @@ KINDS = {
     "leaked decoder": Kind("text collapse", 280, leaked_decoder),
     "memory written once": Kind("memory quality", 160, memory_written_once),
     "queue false negatives": Kind("queue", 280, queue_without_ids, {"data": {"limit": 32}}),
-    "label-free ITM": Kind("matching", 640, random_labels),
+    "label-free ITM": Kind("matching", 1600, random_labels),
     "healthy": Kind(None, 320),
 }
 
