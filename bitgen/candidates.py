@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitgen import retrieval
 from bitgen.encoded import Gallery
-from bitgen.matching import WEIGHTS, Evidence, Weights, blind, evidence, taught
+from bitgen.matching import WEIGHTS, Evidence, Weights, blind_likelihood, evidence
 from bitgen.model import Encoded
 from bitgen.precision import fast
 
@@ -61,11 +61,8 @@ def pair_evidence(model, gallery: Gallery, images: Tensor, captions: Tensor, bat
     """
     ids, mask, device = gallery.input_ids, gallery.attention_mask, device or next(model.parameters()).device
     lengths = mask.sum(1)
-    unseen = torch.empty(len(ids))
-    for rows in lengths.argsort().split(batch_size):
-        with fast(device):
-            unseen[rows] = blind(model, *(x[rows, :lengths[rows].max()].to(device) for x in (ids, mask))).cpu()
-    asked = taught(unseen, mask, len(model.text.embedding.weight))
+    with fast(device):
+        blind = blind_likelihood(model, ids, mask, batch_size)
     order = (lengths[captions] * len(gallery.indices) + images).argsort()
     found = torch.empty(len(Evidence._fields), len(order))
     for rows in order.split(batch_size):
@@ -76,5 +73,5 @@ def pair_evidence(model, gallery: Gallery, images: Tensor, captions: Tensor, bat
         with fast(device):
             found[:, rows] = torch.stack(evidence(
                 model, shown, words, ids[said, :length].to(device), mask[said, :length].to(device),
-                (image.to(device), caption.to(device)), unseen[said].to(device) if asked else None))
+                (image.to(device), caption.to(device)), None if blind is None else blind[said].to(device)))
     return Evidence(*found)

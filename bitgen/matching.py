@@ -68,35 +68,36 @@ class Evidence(NamedTuple):
 
 
 @torch.no_grad()
-def blind(model: BitGen, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Log-likelihood (N,) of captions (N, L) under a blank image: what their words alone are worth."""
-    size = model.vision_config.image_size
-    image = model.image_tokens(torch.zeros(1, 3, size, size, device=input_ids.device))
-    each = torch.arange(len(input_ids), device=input_ids.device)
-    return model.likelihood(image, input_ids, attention_mask, (torch.zeros_like(each), each))
+def blind_likelihood(model: BitGen, input_ids: Tensor, attention_mask: Tensor, batch_size: int = 256) -> Tensor | None:
+    """Log-likelihood (N,) of captions (N, L) under a blank image: what their words alone are worth. On their device.
 
-
-def taught(unseen: Tensor, attention_mask: Tensor, vocabulary: int) -> bool:
-    """Whether the decoder finds captions likelier than drawing tokens by lot; not if it was trained without text loss.
-
-    unseen (N,), as of `blind`; attention_mask (N, L) of the same captions.
+    None where the decoder finds them no likelier than tokens drawn by lot, as it does if it was trained without text
+    loss: it is then not to be asked. Captions of equal length go together.
     """
-    return bool(unseen.sum() > -TAUGHT * math.log(vocabulary) * attention_mask[:, 1:].sum())
+    size, device = model.vision_config.image_size, next(model.parameters()).device
+    image = model.image_tokens(torch.zeros(1, 3, size, size, device=device))
+    lengths, found = attention_mask.sum(1), torch.empty(len(input_ids), device=input_ids.device)
+    for rows in lengths.argsort().split(batch_size):
+        ids, mask = (x[rows, :lengths[rows].max()].to(device) for x in (input_ids, attention_mask))
+        each = torch.arange(len(rows), device=device)
+        found[rows] = model.likelihood(image, ids, mask, (torch.zeros_like(each), each)).to(found.device)
+    chance = math.log(model.config.vocab_size) * attention_mask[:, 1:].sum()
+    return found if found.sum() > -TAUGHT * chance else None
 
 
 @torch.no_grad()
 def evidence(model: BitGen, image: Encoded, text: Encoded, input_ids: Tensor, attention_mask: Tensor,
-             pairs: tuple[Tensor, Tensor], unseen: Tensor | None) -> Evidence:
+             pairs: tuple[Tensor, Tensor], blind: Tensor | None) -> Evidence:
     """The evidence of pairs, index of image and of caption (M,) each; on the CPU.
 
-    image: of B images; text, input_ids (N, L), attention_mask (N, L) and `unseen` (N,), what `blind` returned: of N
+    image: of B images; text, input_ids (N, L), attention_mask (N, L) and `blind` (N,), of `blind_likelihood`: of N
     captions. None in its place: the decoder is not asked, and says 0. Raises `ValueError` for non-finite numbers.
     """
     logits = model.match_tokens(image.tokens, text.tokens, attention_mask, pairs)
     odds = logits[:, 1] - logits[:, 0]
     said = torch.zeros_like(odds), torch.zeros_like(odds)
-    if unseen is not None:
-        said = model.likelihood(image, input_ids, attention_mask, pairs), unseen[pairs[1]]
+    if blind is not None:
+        said = model.likelihood(image, input_ids, attention_mask, pairs), blind[pairs[1]]
     found = Evidence(odds, *said)
     found = Evidence(*(x.float().cpu() for x in found))
     if bad := sum(int((~torch.isfinite(x)).sum()) for x in found):

@@ -23,8 +23,6 @@ from bitgen.text import TextDecoder, TextEncoder
 from bitgen.vision import VisionTower
 
 MAX_LOGIT_SCALE = 100.0
-
-
 LOGITS = 2**24
 """Logits of words that are held at once: 64 MB, and as much again at work."""
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitgen.encoded import words
 from bitgen.images import normalise
-from bitgen.matching import WEIGHTS, Evidence, Weights, blind, evidence, taught
+from bitgen.matching import WEIGHTS, Evidence, Weights, blind_likelihood, evidence
 from bitgen.model import BitGen, Encoded, unit
 from bitgen.processing import Processor
 
@@ -81,8 +82,7 @@ class Encoder:
 
     def words(self, texts: Sequence[str]) -> tuple[Encoded, Tensor, Tensor]:
         """Tokens and features of captions, their input_ids (Q, L) and attention mask (Q, L) bool."""
-        words = self.processor(text=list(texts))
-        ids, mask = words["input_ids"].to(self.device), words["attention_mask"].bool().to(self.device)
+        ids, mask = words(self.processor, list(texts), self.device)
         return self.model.text_tokens(ids, mask), ids, mask
 
     @torch.inference_mode()
@@ -98,9 +98,7 @@ class Encoder:
         text, ids, mask = self.words(texts)
         pairs = tuple(torch.arange(count, device=self.device) if n == count else
                       torch.zeros(count, dtype=torch.int64, device=self.device) for n in (len(images), len(texts)))
-        unseen = blind(self.model, ids, mask)
-        asked = taught(unseen, mask, len(self.model.text.embedding.weight))
-        return evidence(self.model, image, text, ids, mask, pairs, unseen if asked else None)
+        return evidence(self.model, image, text, ids, mask, pairs, blind_likelihood(self.model, ids, mask))
 
 
 def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights: Weights = WEIGHTS) -> Hits:
@@ -108,14 +106,17 @@ def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights:
 
     queries: the words that found pictures, or the pictures (as `Processor` takes them) that found captions.
     """
-    rows = []
+    found = Hits([], [], None if hits.texts is None else [], [], [])
     for i, query in enumerate(queries):
-        texts = hits.texts[i] if hits.texts else None
-        pictures = [query] if hits.texts else [index.image(name) for name in hits.ids[i]]
-        order, *seen = reordered(encoder, pictures, texts or [query], hits.scores[i], weights)
-        rows.append([[some[j] for j in order] for some in (hits.ids[i], hits.scores[i], texts or hits.ids[i], *seen)])
-    ids, scores, texts, matches, told = map(list, zip(*rows)) if rows else ([],) * 5
-    return Hits(ids, scores, texts if hits.texts else None, matches, told)
+        if hits.texts is None:
+            pair = [index.image(name) for name in hits.ids[i]], [query]
+        else:
+            pair = [query], hits.texts[i]
+        order, match, told = reordered(encoder, *pair, hits.scores[i], weights)
+        for kept, some in ((found.ids, hits.ids[i]), (found.scores, hits.scores[i]), (found.matches, match),
+                           (found.told, told), *([] if hits.texts is None else [(found.texts, hits.texts[i])])):
+            kept.append([some[j] for j in order])
+    return found
 
 
 def reordered(encoder: Encoder, images: Sequence, texts: Sequence[str], cosines: Sequence[float],
