@@ -18,17 +18,19 @@ from torch import Tensor
 from bitgen import feature_figures, memory_figures, network_figures
 from bitgen.attention import attention_entropy, decoder_looks
 from bitgen.data import Batch
-from bitgen.diagnostics import undisturbed
+from bitgen.diagnostics import activations, undisturbed
 from bitgen.encoded import Gallery
 from bitgen.evaluate import picture
 from bitgen.geometry import geometry, similarity
 from bitgen.images import normalise
 from bitgen.logs import RunLog
 from bitgen.model import BitGen
+from bitgen.probes import known_labels
 from bitgen.projection import pca
-from bitgen.slots import facts, mass
+from bitgen.slots import by_label, facts, mass
 
 FIRST = 64  # images that are looked at closely
+NAMED = ("colour", "background", "word")  # kinds of labels that slots are held against
 MAPPED = 500  # images in the projector, each with its first caption
 TINT = np.array([[[230]], [[159]], [[0]]])  # orange, half of a caption's thumbnail
 
@@ -47,9 +49,10 @@ def validated(log: RunLog, step: int, model: BitGen, gallery: Gallery, data: Any
         projector(log, step, gallery, data, model.vision_config.image_size)
         close, batch = _close_up(model, gallery, data)
         matching(log, step, model, close)
+        log.figure("activations/layers", network_figures.activations(*zip(*activations(model, batch))), step)
         attention(log, step, model, batch)
         if model.memory is not None:
-            memory(log, step, model, close)
+            memory(log, step, model, close, data)
 
 
 def weights(log: RunLog, step: int, model: BitGen) -> None:
@@ -117,11 +120,14 @@ def attention(log: RunLog, step: int, model: BitGen, batch: Batch) -> None:
     log.figure("attention/words", network_figures.attention(pixels, words[:23], looks[:23].cpu().numpy()), step)
 
 
-def memory(log: RunLog, step: int, model: BitGen, close: Gallery) -> None:
-    """Mass of each slot, and how peaked single addresses are."""
+def memory(log: RunLog, step: int, model: BitGen, close: Gallery, data: Any) -> None:
+    """Mass of each slot and what it stands for, and how peaked single addresses are."""
     address = model.memory.address(facts(model, close).key.to(model.memory.prior_mean.device)).cpu()
     log.histogram("memory/largest share of a fact", mass(address).amax(1), step)
-    log.figure("memory/slots", memory_figures.slot_usage(mass(address).mean(0).numpy()), step)
+    labels = known_labels(data, close.indices)
+    kept = [i for i, kind in enumerate(labels.kinds) if kind in NAMED]
+    lift = ([labels.names[i] for i in kept], by_label(address, labels.values[:, kept]).numpy()) if kept else None
+    log.figure("memory/slots", memory_figures.slot_usage(mass(address).mean(0).numpy(), by_label=lift), step)
 
 
 def _close_up(model: BitGen, gallery: Gallery, data: Any) -> tuple[Gallery, Batch]:

@@ -54,9 +54,7 @@ class Case:
     @cached_property
     def labels(self) -> probes.Labels:
         """What is known of each image: its scene, else the words of its captions."""
-        if self.truth:
-            return probes.scene_labels(self.truth)
-        return probes.word_labels([self.data.captions[i] for i in self.gallery.indices])
+        return probes.known_labels(self.data, self.gallery.indices)
 
     @cached_property
     def recall(self) -> dict[str, float]:

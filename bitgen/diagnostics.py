@@ -182,9 +182,9 @@ def _layers(model: BitGen) -> dict[str, nn.Module]:
 
 
 def _activation(name: str, states: Tensor) -> Activation:
-    """states (tokens, units)."""
+    """states (tokens, units). A single token cannot show that a unit always says the same."""
     scale = states.square().mean().sqrt().item()
-    dead = (states.std(0) < DEAD * scale).float().mean().item() if scale else 1.0
+    dead = 1.0 if not scale else 0.0 if len(states) < 2 else (states.std(0) < DEAD * scale).float().mean().item()
     return Activation(name, scale, dead, (states.abs().max() / scale).item() if scale else 0.0)
 
 

@@ -53,6 +53,13 @@ def scene_labels(truth: Sequence[dict]) -> Labels:
     return _labels(columns)
 
 
+def known_labels(data, places: Sequence[int]) -> Labels:
+    """What is known of the images at `places` of a data set: its scenes, else the words of its captions."""
+    if truth := getattr(data, "truth", None):
+        return scene_labels([truth[i] for i in places])
+    return word_labels([data.captions[i] for i in places])
+
+
 def pair_labels(truth: Sequence[dict]) -> Labels:
     """Whether each scene has a thing of a colour and shape, such as `red ring`: what takes composition to tell."""
     having = [{(thing["colour"], thing["shape"]) for thing in scene["objects"]} for scene in truth]

@@ -27,7 +27,7 @@ from bitgen.processing import Processor
 from bitgen.projection import aligned, pca
 
 MAPPED = 60  # images on the map
-COURSE = 3  # checkpoints that the map follows
+COURSE = 2  # checkpoints that the map shows beside an untrained model
 
 
 def write(source: str, out: str | Path, data: str | None = None, split: str = "val", images: int = 200,
@@ -124,8 +124,9 @@ def features(case: Case) -> Section:
             ["cosine of pairs", numbers["positive_cosine"], f"{numbers['negative_cosine']:.3g} of all others"],
             ["directions in use by images", numbers["rank_images"], f"of {numbers['width']:.0f}"],
             ["directions in use by captions", numbers["rank_texts"], "the same"]]
-    blocks = [figure(_course(case), "The first images and captions by their two main directions, turned so that steps "
-                     "compare. Lines join what belongs together: they should be short."),
+    blocks = [figure(_course(case), "The first images and captions by their two main directions, before, while and "
+                     "after it learned, turned so that they compare. Lines join what belongs together: they should be "
+                     "short."),
               table(["what", "value", "beside"], rows)]
     if len(images) > 1:
         blocks.append(figure(feature_figures.similarity(similarity(images, texts, owner, 64)), "A dark diagonal and "
@@ -135,13 +136,14 @@ def features(case: Case) -> Section:
 
 
 def _course(case: Case):
-    """The map at the first, a middle and the last checkpoint, or of the model alone."""
+    """The map of an untrained model, and at the first and the last checkpoint, or of the model alone."""
     part, device = case.data.first(MAPPED), next(case.model.parameters()).device
     shown = case.checkpoints if len(case.checkpoints) <= COURSE else [
         case.checkpoints[round(i * (len(case.checkpoints) - 1) / (COURSE - 1))] for i in range(COURSE)]
     galleries = {f"step {path.name.rpartition('-')[2]}": encode(load(path, device=device)[0], case.processor, part,
                                                                 device=device) for path in shown}
     galleries = galleries or {case.name: encode(case.model, case.processor, part, device=device)}
+    galleries = {"untrained": encode(_untrained(case).to(device), case.processor, part, device=device), **galleries}
     panels, reference = {}, None
     for title, gallery in reversed(galleries.items()):
         both = torch.cat([gallery.image_features, gallery.text_features])
@@ -158,16 +160,20 @@ def _probes(case: Case) -> list[str]:
     if not labels.names or len(images) < 2 * probing.FOLDS:
         return []
     found = probing.probe(images, labels.values)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        untrained = BitGen(case.model.config, case.model.vision_config).eval()
-        pixels = case.processor.vision.image_size
-        stack = torch.stack([case.data.pixels(i, pixels) for i in case.gallery.indices])
-        blank = probing.probe(_encoded(untrained, stack, case.processor), labels.values)
+    pixels = case.processor.vision.image_size
+    stack = torch.stack([case.data.pixels(i, pixels) for i in case.gallery.indices])
+    blank = probing.probe(_encoded(_untrained(case), stack, case.processor), labels.values)
     scores = {"this model": found.auc, "untrained model": blank.auc, "labels dealt at random": found.shuffled}
     return [figure(feature_figures.probes(labels.names, labels.kinds, scores), "What a linear map reads off the "
                    "features of images that it was not fitted on. What lies at chance is not there in this form, "
                    "though retrieval may still use it in combinations.")]
+
+
+def _untrained(case: Case) -> BitGen:
+    """A model of the same sizes that has learned nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BitGen(case.model.config, case.model.vision_config).eval()
 
 
 @torch.no_grad()

@@ -53,8 +53,8 @@ def read(run) -> EventAccumulator:
 def test_all_boards_can_be_read_back(validated):
     run, gallery, _ = validated
     tags = read(run).Tags()
-    assert set(tags["images"]) == {"retrieval/answers", "features/similarity", "features/map", "attention/spread",
-                                   "attention/words", "memory/slots"}
+    assert set(tags["images"]) == {"retrieval/answers", "features/similarity", "features/map", "activations/layers",
+                                   "attention/spread", "attention/words", "memory/slots"}
     assert {"weights/vision", "cosine/others", "matching/hard negative", "memory/largest share of a fact"} <= set(
         tags["histograms"])
     assert "matching" in read(run).PluginTagToContent("pr_curves")
