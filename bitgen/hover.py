@@ -21,7 +21,8 @@ MOST = 2000  # points: more make the page heavy
 WIDTH, HEIGHT, MARGIN = 640, 480, 14  # units of the drawing
 
 
-def page_map(points: np.ndarray, thumbnails: Sequence[np.ndarray], words: Sequence[str], kinds: Sequence[str]) -> str:
+def page_map(points: np.ndarray, thumbnails: Sequence[np.ndarray], words: Sequence[str], kinds: Sequence[str],
+             title: str = "map of features") -> str:
     """Points (N, 2) with a thumbnail (3, S, S) uint8, words and a kind each; kinds have colours and a legend.
 
     Without scripts the words still show, as tooltips. Raises `ValueError` where numbers differ, for no points, more
@@ -48,7 +49,7 @@ def page_map(points: np.ndarray, thumbnails: Sequence[np.ndarray], words: Sequen
     name = "map-" + hashlib.sha256((dots + image).encode()).hexdigest()[:10]
     across = int(np.ceil(np.sqrt(len(points))))
     return TEMPLATE.substitute(name=name, dots=dots, legend=legend, image=image, across=across, side=SIDE, width=WIDTH,
-                               height=HEIGHT)
+                               height=HEIGHT, title=escape(title))
 
 
 TEMPLATE = Template("""<div id="$name" class="bitgen-map">
@@ -64,7 +65,8 @@ TEMPLATE = Template("""<div id="$name" class="bitgen-map">
 #$name .thumb { width: 96px; height: 96px; image-rendering: pixelated; margin-bottom: 4px;
   background: url(data:image/png;base64,$image) 0 0 / ${across}00% ${across}00%; }
 </style>
-<svg viewBox="0 0 $width $height" role="img" aria-label="map of features">$dots</svg>
+<b>$title</b>
+<svg viewBox="0 0 $width $height" role="img" aria-label="$title">$dots</svg>
 <div class="legend">$legend</div>
 <div class="card"><div class="thumb"></div><div class="words"></div></div>
 <script>

@@ -32,6 +32,7 @@ def test_points_lie_where_they_lie_and_keep_their_shape():
 def test_everything_is_inside_and_escaped():
     text = drawn()
     assert "http" not in text and re.findall(r"url\((.{10})", text) == ["data:image"]
+    assert "<b>A &amp; B</b>" in drawn(title="A & B")
     assert "&lt;one&gt;" in text and "two &amp; three" in text and "$four" in text and "<one>" not in text
     sprite = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)\)", text)[1])))
     assert sprite.size == (64, 64) and sprite.getpixel((40, 10)) == (100, 100, 100)
