@@ -29,6 +29,8 @@ class VisionConfig:
     """Folder or Hub id of a transformers vision encoder to start from; replaces `name`."""
     trainable: Literal["all", "none"] | int = "all"
     """Which tower weights learn: all, none, or the last n blocks."""
+    patch_dropout: float = 0.0
+    """Share of the patches that each training image hides (FLIP, arXiv 2212.00794); evaluation sees all."""
     image_size: int = 64
     """Side of the square input, pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

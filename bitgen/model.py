@@ -46,6 +46,7 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
     def __init__(self, model: ModelConfig, vision: VisionConfig):
         super().__init__()
         check_ranges(model, "model")
+        check_ranges(vision, "vision")
         if model.hidden_size % model.num_heads:
             raise ValueError(f"model.hidden_size {model.hidden_size} is not a multiple of model.num_heads "
                              f"{model.num_heads}")
@@ -77,10 +78,15 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
     # Encoders ---------------------------------------------------------------------------------------------
 
     def image_tokens(self, pixel_values: Tensor) -> Encoded:
-        """Normalised pixels (B, 3, S, S) -> tokens (B, 1+P, D), feature (B, D) from the CLS and mean patch tokens."""
-        tokens = self.norm_image(self.project(self.vision(pixel_values)))
+        """Normalised pixels (B, 3, S, S) -> tokens (B, 1+P, D), feature (B, D) from the CLS and mean patch tokens.
+
+        P counts the patches that are shown: in training some may be left out (`vision.patch_dropout`).
+        """
+        shown = self.vision.draw_patches(len(pixel_values), pixel_values.device)
+        tokens = self.norm_image(self.project(self.vision(pixel_values, shown)))
         pooled = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], -1)                             # (B, 2D)
-        places = F.pad(self.patch_position.weight, (0, 0, 1, 0))                                          # none for CLS
+        places = self.patch_position.weight if shown is None else self.patch_position(shown)      # ([B,] P, D)
+        places = F.pad(places, (0, 0, 1, 0))                                                      # none for CLS
         return Encoded(self.fusion_image(tokens) + places, unit(self.itc_image(pooled)))
 
     def text_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:

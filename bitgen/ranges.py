@@ -11,6 +11,7 @@ ANY = (1, inf)
 RANGES: dict[str, dict[str, tuple[float, float]]] = {  # smallest and largest allowed value
     "data": {"val_fraction": (0, 0.9), "captions_per_image": ANY, "crop_scale": (0.01, 1), "max_bad_fraction": (0, 1),
              "workers": (0, inf), "vocab_size": (257, inf), "limit": ANY, "scenes_train": ANY},
+    "vision": {"patch_dropout": (0, 0.95)},
     "model": {"hidden_size": ANY, "text_layers": ANY, "decoder_layers": ANY, "num_heads": ANY,
               "intermediate_size": ANY, "max_tokens": (4, inf), "vocab_size": (2, inf), "dropout": (0, 0.99),
               "fusion_layers": ANY, "memory_slots": (0, inf), "memory_noise": (0.01, inf), "memory_decay": (0, 1),

@@ -79,6 +79,7 @@ class VisionTower(nn.Module):
         self.width: int = self.model.config.hidden_size
         self.image_size: int = self.model.config.image_size
         self.patches: int = (self.image_size // self.model.config.patch_size) ** 2
+        self.patch_dropout: float = config.patch_dropout
         stages = self.stages()
         learning = _learning_stages(config.trainable, len(stages))
         for stage in stages[:len(stages) - learning]:
@@ -105,16 +106,41 @@ class VisionTower(nn.Module):
         plain = precision == "bf16" and torch.device(device).type == "cpu"
         self.model.set_attn_implementation("eager" if plain else "sdpa")
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Tokens `(B, 1 + P, D')` after the final norm, of normalised `pixel_values` `(B, 3, S, S)`."""
+    def draw_patches(self, images: int, device: torch.device | str) -> Tensor | None:
+        """Which patches each of B images shows in this training step, `(B, P')` ascending; None: all of them.
+
+        P' is (1 - `config.patch_dropout`) P, at least one (Li et al. 2023, arXiv 2212.00794).
+        """
+        shown = max(1, round(self.patches * (1 - self.patch_dropout)))
+        if not self.training or shown == self.patches:
+            return None
+        return torch.rand(images, self.patches, device=device).topk(shown).indices.sort().values
+
+    def forward(self, pixel_values: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Tokens `(B, 1 + P, D')` after the final norm, of normalised `pixel_values` `(B, 3, S, S)`.
+
+        shown: `(B, P')`, of `draw_patches`: the tower reads these patches alone, and returns P' of them.
+        """
         if pixel_values.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}: "
                              f"expected (images, 3, {self.image_size}, {self.image_size})")
-        tokens = self.model(pixel_values).last_hidden_state
-        if tokens.shape[1] == 1 + self.patches:
+        embeddings, *blocks, norm = self.stages()
+        tokens, patches = embeddings(pixel_values), self.patches
+        if shown is not None:
+            before, after = tokens.split([tokens.shape[1] - patches, patches], 1)
+            tokens, patches = torch.cat([before, _rows(after, shown)], 1), shown.shape[1]
+        for block in blocks:
+            tokens = block(tokens)
+        tokens = norm(tokens)
+        if tokens.shape[1] == 1 + patches:
             return tokens
         # Registers and distillation tokens stand between the image's token and the patches.
-        return torch.cat([tokens[:, :1], tokens[:, -self.patches:]], dim=1)
+        return torch.cat([tokens[:, :1], tokens[:, -patches:]], dim=1)
+
+
+def _rows(tokens: Tensor, index: Tensor) -> Tensor:
+    """Rows index (B, P') of each of tokens (B, P, D')."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 def _encoder_config(config: VisionConfig) -> PreTrainedConfig:

@@ -55,6 +55,26 @@ def test_the_first_token_alone_is_pooled_only_where_asked():
                                    torch.nn.functional.normalize(model.itc_text(pooled), dim=1))
 
 
+def test_a_patch_that_is_shown_keeps_its_place():
+    """Half of the patches hidden: what fusion and decoder are told of places is that of the patches shown."""
+    model, pixels = tiny_model(), inputs()[0]
+    model.vision.patch_dropout = 0.5
+    with torch.no_grad():
+        model.patch_position.weight.copy_(torch.arange(len(model.patch_position.weight))[:, None] * 1e6)
+    torch.manual_seed(3)
+    shown = model.train().vision.draw_patches(6, "cpu")
+    torch.manual_seed(3)
+    tokens = model.image_tokens(pixels).tokens
+    assert tokens.shape[1] == 1 + shown.shape[1] < 1 + model.vision.patches
+    torch.testing.assert_close((tokens[:, 1:, 0] / 1e6).round().long(), shown)
+
+
+@pytest.mark.parametrize("patch_dropout", [-0.1, 1.0])
+def test_a_share_of_hidden_patches_that_leaves_none_is_refused(patch_dropout):
+    with pytest.raises(ValueError, match="vision.patch_dropout must be between 0 and 0.95"):
+        BitGen(tiny_model().config, VisionConfig(image_size=32, tower=TOWER, patch_dropout=patch_dropout))
+
+
 @pytest.mark.parametrize("ternary", [False, True])
 def test_padding_moves_no_feature_and_no_match(ternary):
     model, (pixels, ids, mask) = tiny_model(ternary=ternary, gates=0.5), inputs()

@@ -193,3 +193,29 @@ def test_the_table_of_built_in_towers_is_not_changed_by_building():
     resolve_tower(NANO)
     VisionTower(NANO)
     assert json.dumps(TOWERS) == before
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_hidden_patches_do_not_count_and_shown_ones_keep_their_place(kind, tmp_path):
+    """Other pixels under hidden patches change nothing; with nothing hidden it is the whole tower."""
+    save_encoder(kind, tmp_path)
+    tower, pixels = load_tower(pretrained=str(tmp_path), image_size=24), torch.randn(2, 3, 24, 24)
+    everything = torch.arange(36).expand(2, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(tower(pixels, everything), tower(pixels))
+        shown = torch.tensor([[0, 7, 35], [1, 2, 3]])
+        tokens = tower(pixels, shown)
+        assert tokens.shape == (2, 4, tower.width)
+        hidden = torch.ones(2, 36, dtype=torch.bool).scatter(1, shown, False)
+        mask = hidden.view(2, 1, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        torch.testing.assert_close(tower(torch.where(mask, torch.randn(()), pixels), shown), tokens)
+        assert (tower(pixels, shown + torch.tensor([[0, 1, 0], [0, 0, 0]]))[0, 2] - tokens[0, 2]).abs().max() > 1e-3
+
+
+def test_patches_are_hidden_in_training_alone_and_anew_for_each_image():
+    tower = VisionTower(VisionConfig(image_size=32, patch_dropout=0.5))
+    shown = tower.train().draw_patches(8, "cpu")
+    assert shown.shape == (8, 8) and (shown.diff() > 0).all() and 0 <= shown.min() and shown.max() < 16
+    assert len(shown.unique(dim=0)) > 1 and (tower.draw_patches(8, "cpu") != shown).any()
+    assert tower.eval().draw_patches(8, "cpu") is None
+    assert VisionTower(NANO).train().draw_patches(8, "cpu") is None
