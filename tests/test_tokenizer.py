@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitgen.admission import check_tokenizer
 from bitgen.tokenizer import END, MAX_CHARACTERS, Tokenizer, clean
 
 GPT2 = Path(__file__).resolve().parents[2] / "shared" / "data" / "gpt2"
@@ -120,6 +121,12 @@ def test_training_repeats_itself(tokenizer, tmp_path):
     assert tokenizer.encode(CAPTIONS[:1], 64)[1].sum() < len(CAPTIONS[0])  # merges were learned
 
 
+def test_what_is_learned_from_any_captions_is_admitted_when_it_is_loaded(tmp_path):
+    Tokenizer.train(["x" * MAX_CHARACTERS, "a dog"] * 3, 320).save(tmp_path)  # would merge into one long token
+    entries = Tokenizer.load(tmp_path).vocab_size
+    check_tokenizer(tmp_path / "tokenizer.json", entries)
+
+
 def test_a_vocabulary_below_the_bytes_is_refused():
     with pytest.raises(ValueError, match="257"):
         Tokenizer.train(CAPTIONS, 256)
@@ -157,6 +164,10 @@ def test_unfit_files_are_named(tmp_path):
 
 def test_a_folder_without_a_vocabulary_is_named(tmp_path):
     with pytest.raises(ValueError, match="vocab.bpe"):
+        Tokenizer.gpt2(tmp_path)
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n")
+    (tmp_path / "encoder.json").write_text("{")
+    with pytest.raises(ValueError, match="encoder.json"):
         Tokenizer.gpt2(tmp_path)
 
 
