@@ -1,16 +1,45 @@
-"""Figures of a data set, before any model: which things stand in which split, and how long captions are."""
+"""Figures of a data set, before any model: what it shows, which things stand in which split, how long captions are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitgen.drawing import COLOURS, INK, cells, sheet, styled
+from bitgen.drawing import COLOURS, INK, cells, fitted, picture, sheet, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]], columns: int = 6,
+                  title: str = "") -> Figure:
+    """Images (3, S, S) uint8, each over its first caption; what a data set looks like at a glance.
+
+    `title`: a line above them all. Raises `ValueError` for no images, or another number of captions than images.
+    """
+    if not len(images) or len(images) != len(captions):
+        raise ValueError(f"contact_sheet: expected a list of captions for each image, got {len(images)} images "
+                         f"and {len(captions)}")
+    with styled():
+        columns = min(columns, len(images))
+        rows, side, text = math.ceil(len(images) / columns), 1.7, 0.75
+        head = 0.3 if title else 0.0
+        width, height = columns * side + 0.1, rows * (side + text) + head
+        figure = sheet(width, height)
+        if title:
+            figure.text(0.1 / width, 1 - 0.2 / height, fitted(title, width - 0.2, 10, weight="bold"), size=10,
+                        weight="bold", va="center")
+        for i, (image, texts) in enumerate(zip(images, captions)):
+            left, top = 0.1 + i % columns * side, height - head - 0.1 - i // columns * (side + text)
+            box = (left / width, (top - side + 0.1) / height, (side - 0.1) / width, (side - 0.1) / height)
+            axes = figure.add_axes(box)
+            picture(axes, image)
+            caption = fitted(texts[0] if texts else "(no caption)", side - 0.12, 7, lines=4)
+            figure.text(left / width, (top - side + 0.05) / height, caption, va="top", size=7, linespacing=1.2)
+    return figure
 
 
 def compositions(counts: Mapping[str, np.ndarray], rows: Sequence[str], columns: Sequence[str]) -> Figure:

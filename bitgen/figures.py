@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bitgen.drawing import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, PALE, RED, fitted, picture, sheet, styled
+from bitgen.drawing import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, PALE, RED, fitted, level, picture, sheet, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,41 +103,19 @@ def _tile(figure: Figure, image: np.ndarray, left: float, top: float, width: flo
     picture(axes, image, GREEN if right else PALE, 3.5 if right else 0.8)
 
 
-def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]], columns: int = 6) -> Figure:
-    """Images (3, S, S) uint8, each over its first caption; what a data set looks like at a glance.
-
-    Raises `ValueError` for no images, or another number of captions than images.
-    """
-    if not len(images) or len(images) != len(captions):
-        raise ValueError(f"contact_sheet: expected a list of captions for each image, got {len(images)} images "
-                         f"and {len(captions)}")
-    with styled():
-        columns = min(columns, len(images))
-        rows, side, text = math.ceil(len(images) / columns), 1.7, 0.75
-        width, height = columns * side + 0.1, rows * (side + text)
-        figure = sheet(width, height)
-        for i, (image, texts) in enumerate(zip(images, captions)):
-            left, top = 0.1 + i % columns * side, height - 0.1 - i // columns * (side + text)
-            box = (left / width, (top - side + 0.1) / height, (side - 0.1) / width, (side - 0.1) / height)
-            axes = figure.add_axes(box)
-            picture(axes, image)
-            caption = fitted(texts[0] if texts else "(no caption)", side - 0.12, 7, lines=4)
-            figure.text(left / width, (top - side + 0.05) / height, caption, va="top", size=7, linespacing=1.2)
-    return figure
-
-
 # Training -------------------------------------------------------------------------------------------------
 
-# Panel -> (label of the y axis, limits, series: key of the history -> (name, key of its chance level or None)).
+# Panel -> (label of the y axis, limits, series: key of the history -> (name, key of its chance level, or the level)).
 PANELS = {
     "Contrast (ITC)": ("loss, nats", (0, None), {"itc": ("loss", "itc_chance")}),
     "Matching (ITM)": ("accuracy", (0, 1), {"itm_acc": ("accuracy", "itm_acc_chance")}),
-    "Text": ("nats a token", (0, None), {"text": ("loss, smoothed", "text_floor"), "text_nll": ("un-smoothed", None)}),
+    "Text": ("nats a token", (0, None), {"text": ("loss, smoothed", "text_floor"),
+                                         "text_nll": ("un-smoothed", "text_chance")}),
     "Retrieval in the batch": ("accuracy", (0, 1), {"t2i": ("text to image", "t2i_chance"),
                                                     "i2t": ("image to text", "i2t_chance")}),
-    "Memory": ("share; cosine", (0, 1), {"memory_quality": ("quality", None),
-                                         "memory_utilization": ("utilisation", None)}),
-    "Gradient norm": ("before clipping", (0, None), {"grad_norm": ("all weights", None)}),
+    "Memory": ("cosine; share of the slots", (0, 1), {"memory_quality": ("quality (cosine)", 0.0),
+                                                      "memory_utilization": ("utilisation (share)", None)}),
+    "Gradient norm": ("norm, before clipping", (0, None), {"grad_norm": ("all weights", None)}),
 }
 
 
@@ -161,19 +139,20 @@ def curves(history: Sequence[dict[str, float]]) -> Figure:
             for _, chance in series.values():
                 _level(axes, history, chance)
             axes.set(title=name, ylabel=unit, xlabel="step", ylim=limits)
+            _down_to(axes, min([0.0, *(value for key in series for value in _points(history, key)[1])]))
             axes.set_xlim(left=0)
             axes.legend(loc="best")
     return figure
 
 
-# Key -> (title, label of the y axis, key of its chance level or None), for `compared`.
+# Key -> (title, label of the y axis, key of its chance level, or the level), for `compared`.
 COMPARED = {
     "val_total": ("Validation loss", "loss, nats", None),
     "val_t2i_r1": ("Validation, text to image", "recall at 1", "val_chance_t2i_r1"),
     "val_i2t_r1": ("Validation, image to text", "recall at 1", "val_chance_i2t_r1"),
     "itc": ("Contrast (ITC)", "loss, nats", "itc_chance"),
     "itm_acc": ("Matching (ITM)", "accuracy", "itm_acc_chance"),
-    "memory_quality": ("Memory", "quality, cosine", None),
+    "memory_quality": ("Memory", "quality, cosine", 0.0),
 }
 
 
@@ -190,13 +169,14 @@ def compared(runs: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
         columns = min(3, len(panels))
         rows = math.ceil(len(panels) / columns)
         figure = sheet(max(3.2 * columns, 4.6), 2.4 * rows + 0.4, layout="constrained")
-        for i, (key, (title, unit, chance)) in enumerate(panels.items()):
-            axes = figure.add_subplot(rows, columns, i + 1)
-            for (name, history), colour in zip(runs.items(), [*COLOURS, INK, GREY] * (1 + len(runs) // 8)):
-                _curve(axes, history, key, name, colour)
+        for place, (key, (title, unit, chance)) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(rows, columns, place)
+            for i, (name, history) in enumerate(runs.items()):  # the first is broad: seen under one that lies on it
+                _curve(axes, history, key, name, [*COLOURS, INK, GREY][i % 8], 1.5 if i else 3.5)
             longest = max(runs.values(), key=len)
             _level(axes, longest, chance)
             axes.set(title=title, ylabel=unit, xlabel="step", ylim=(0, 1.05 * axes.get_ylim()[1]))  # a level curve too
+            _down_to(axes, min([0.0, *(value for history in runs.values() for value in _points(history, key)[1])]))
             axes.set_xlim(left=0)
         found = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(4, len(found)))
@@ -209,7 +189,13 @@ def _points(history: Sequence[dict[str, float]], key: str | None) -> tuple[list[
     return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
-def _curve(axes, history: Sequence[dict[str, float]], key: str, label: str, colour: str) -> None:
+def _down_to(axes, lowest: float) -> None:
+    """Room below zero, where values lie there: a cosine can, and would be cut off."""
+    if lowest < 0:
+        axes.set_ylim(bottom=1.1 * lowest)
+
+
+def _curve(axes, history: Sequence[dict[str, float]], key: str, label: str, colour: str, width: float = 1.5) -> None:
     """A series: pale as it is, bold as a running mean once there are many points."""
     steps, values = _points(history, key)
     if not steps and any(key in record for record in history):
@@ -220,15 +206,19 @@ def _curve(axes, history: Sequence[dict[str, float]], key: str, label: str, colo
     if window > 1:
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
     smooth = [float(np.mean(values[max(0, i - window + 1): i + 1])) for i in range(len(values))]
-    axes.plot(steps, smooth, color=colour, label=label, marker="o" if len(values) == 1 else None)
+    axes.plot(steps, smooth, color=colour, label=label, linewidth=width, marker="o" if len(values) == 1 else None)
 
 
-def _level(axes, history: Sequence[dict[str, float]], key: str | None) -> None:
-    """The chance level (for the text loss: its floor) as a grey dashed line, once a panel."""
+def _level(axes, history: Sequence[dict[str, float]], key: str | float | None) -> None:
+    """The chance level as a grey dashed line, or the text loss's floor as a dotted one, once a panel."""
     label = "floor of the smoothed" if key == "text_floor" else "chance"
-    steps, values = _points(history, key)
-    if steps and label not in axes.get_legend_handles_labels()[1]:
-        axes.plot(steps, values, color=GREY, linestyle="--", linewidth=1, label=label)
+    steps, values = ([0], [key]) if isinstance(key, float) else _points(history, key)
+    if label in axes.get_legend_handles_labels()[1]:
+        return
+    if len(steps) == 1:  # a line of one point would not be seen
+        level(axes, values[0], label)
+    elif steps:
+        axes.plot(steps, values, color=GREY, linestyle=":" if key == "text_floor" else "--", linewidth=1, label=label)
 
 
 def recalls(report: dict[str, float]) -> Figure:

@@ -47,7 +47,7 @@ def slot_usage(mean: Sequence[float], over_time: tuple[Sequence[int], np.ndarray
             axes.set_yticks(range(len(names)), names, size=7)
             axes.set_title("What a slot stands for")
             axes.grid(visible=False)
-            figure.colorbar(image, ax=axes, label="log2 (with / without)", pad=0.01)
+            figure.colorbar(image, ax=axes, label="log2 (mass with / without)", pad=0.01)
         axes.set(xlabel="slot", xlim=(-0.6, len(mean) - 0.4))
         figure.align_ylabels()
     return figure

@@ -81,7 +81,7 @@ def update_ratios(ratios: Mapping[int, Mapping[str, float]]) -> Figure:
         for (step, row), shade, size in zip(sorted(ratios.items()), shades, sizes):
             axes.plot([row.get(part, math.nan) for part in parts], range(len(parts)), "o", color=BLUE, alpha=shade,
                       markersize=size, markeredgewidth=0, linestyle="none", label=f"{step}")
-        level(axes, USUAL, "usual", vertical=True)
+        level(axes, USUAL, f"usual, {USUAL:g}", vertical=True)
         axes.set_yticks(range(len(parts)), parts, size=8)
         axes.invert_yaxis()
         plain_log(axes, "x")
@@ -107,6 +107,7 @@ def activations(names: Sequence[str], deviation: Sequence[float], dead: Sequence
         if not max(dead):
             grid[1].text(0.5, 0.5, "none", transform=grid[1].transAxes, ha="center", color=GREY)
         grid[0].set_yticks(range(len(names)), names, size=7.5)
+        grid[0].set_ylabel("layer, first on top")
         grid[0].invert_yaxis()
     return figure
 
@@ -122,7 +123,7 @@ def attention_entropy(entropies: Mapping[str, Sequence[float]]) -> Figure:
         axes = figure.subplots()
         image = cells(axes, table, list(entropies), [str(i) for i in range(heads)], 0, 1)
         axes.tick_params(axis="y", labelsize=7.5)
-        axes.set(title="How spread attention is", xlabel="head")
+        axes.set(title="How spread attention is", xlabel="head", ylabel="layer and kind, first on top")
         figure.colorbar(image, ax=axes, label="entropy / that of all alike", shrink=0.8)
     return figure
 
@@ -208,7 +209,7 @@ def landscape(distances: Sequence[float], curves: Mapping[str, Sequence[Sequence
                 axes.plot(distances, line, color=colour, marker=".", markersize=4)
             axes.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
             axes.set(title=name, ylabel="loss, nats", ylim=(0, None))
-        figure.supxlabel("distance along a random line, in lengths of the weights", size=9)
+        figure.supxlabel("distance along a random line, in lengths of the weights; dotted: the model as it is", size=9)
         for axes in list(grid.flat)[len(curves):]:
             axes.remove()
     return figure

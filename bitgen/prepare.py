@@ -116,7 +116,7 @@ _FINDINGS = {"unreadable": "unreadable images", "without_captions": "images with
 
 def contact_sheet(dataset: Dataset, path: str | Path, count: int = 24, size: int = 128) -> None:
     """Draw `count` images spread over the data set, each above its first caption, into a picture file."""
-    from bitgen import figures
+    from bitgen import data_figures
 
     shown = []
     for i in range(0, len(dataset), max(1, len(dataset) // count)):
@@ -126,7 +126,8 @@ def contact_sheet(dataset: Dataset, path: str | Path, count: int = 24, size: int
             continue  # the report names it
     images, captions = zip(*shown[:count], strict=True) if shown else ((), ())
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figures.contact_sheet(images, captions).savefig(path, dpi=120)
+    title = f"{len(images)} of {len(dataset):,} images, each with its first caption"
+    data_figures.contact_sheet(images, captions, title=title).savefig(path, dpi=120)
 
 
 def prepare(config: DataConfig, image_size: int) -> dict[str, dict[str, int]]:

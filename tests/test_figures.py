@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from bitgen import drawing, feature_figures, figures, memory_figures, network_figures
+from bitgen import data_figures, drawing, feature_figures, figures, memory_figures, network_figures
 from bitgen.figures import GREEN, GREY, Query
 
 LONG = "a very long caption that goes on and on about a large striped purple triangle " * 10
@@ -67,13 +67,16 @@ def test_texts_of_retrievals_are_apart_and_inside():
 
 def test_texts_of_a_contact_sheet_are_apart_and_inside():
     captions = [["a red ring"], [LONG], ["W" * 300], [], ["short"], [LONG.upper()], ["x"], ["y"]]
-    figure = figures.contact_sheet(PIXELS, captions, columns=3)
+    figure = data_figures.contact_sheet(PIXELS, captions, columns=3)
     assert len(figure.axes) == 8
+    assert_texts_are_apart_and_inside(figure)
+    figure = data_figures.contact_sheet(PIXELS, captions, columns=3, title=LONG * 3)
+    assert figure.texts[0].get_weight() == "bold"
     assert_texts_are_apart_and_inside(figure)
 
 
 def test_mathematics_and_other_scripts_are_plain_text():
-    figure = figures.contact_sheet(PIXELS[:2], [["costs $5 and $x_{"], ["\\frac{ ^"]])
+    figure = data_figures.contact_sheet(PIXELS[:2], [["costs $5 and $x_{"], ["\\frac{ ^"]])
     assert drawn(figure).std() > 0
     assert "$5 and $x_{" in figure.texts[0].get_text().replace("\n", " ")
 
@@ -102,6 +105,23 @@ def test_curves_leave_out_what_is_not_finite_and_validation_steps():
     assert figure.axes[0].get_legend().texts[0].get_text() == "loss: never finite"
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_what_lies_below_zero_is_inside_and_has_its_chance_level():
+    history = [{"step": t, "memory_quality": 0.1 * t - 0.4, "text": 3.0, "text_nll": 2.0, "text_floor": 0.9,
+                "text_chance": 6.1, "val_t2i_r1": 0.2, "val_chance_t2i_r1": 0.01} for t in range(1, 9)]
+    text, memory = figures.curves(history).axes
+    assert memory.get_ylim()[0] < -0.3 and [0, 0] in [list(line.get_ydata()) for line in memory.lines]
+    assert {line.get_label(): line.get_linestyle() for line in text.lines if line.get_color() == GREY} == {
+        "floor of the smoothed": ":", "chance": "--"}
+    recall, memory = figures.compared({"one": history, "the same": history[:1]}).axes
+    assert memory.get_ylim()[0] < -0.3
+    [first] = [line for line in recall.lines if line.get_label() == "one"]
+    [second] = [line for line in recall.lines if line.get_label() == "the same"]
+    assert first.get_linewidth() > 2 * second.get_linewidth(), "seen under one that lies on it"
+    once = figures.compared({"one": history[:1]}).axes[0]
+    assert [list(line.get_xdata()) for line in once.lines if line.get_label() == "chance"] == [[0, 1]], "all across"
+
+
 def test_a_run_at_chance_lies_on_its_chance_level():
     axes = figures.curves([{"step": t, "itm_acc": 2 / 3, "itm_acc_chance": 2 / 3} for t in range(9)]).axes[0]
     assert np.allclose(axes.lines[0].get_ydata(), axes.lines[-1].get_ydata())
@@ -119,9 +139,9 @@ def test_recalls_draw_what_the_report_says():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: figures.retrievals([]), "no rows"),
-    (lambda: figures.contact_sheet([], []), "0 images"),
-    (lambda: figures.contact_sheet(PIXELS, [["a"]]), "8 images and 1"),
-    (lambda: figures.contact_sheet(PIXELS[:1] / 255, [["a"]]), "expected uint8 .* float64"),
+    (lambda: data_figures.contact_sheet([], []), "0 images"),
+    (lambda: data_figures.contact_sheet(PIXELS, [["a"]]), "8 images and 1"),
+    (lambda: data_figures.contact_sheet(PIXELS[:1] / 255, [["a"]]), "expected uint8 .* float64"),
     (lambda: figures.curves([]), "none of .*'itc'"),
     (lambda: figures.recalls({"loss": 1.0}), "no t2i_r1"),
 ])
