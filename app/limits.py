@@ -22,6 +22,8 @@ QUEUE = 64
 """Requests that wait; the next is refused."""
 SESSIONS = 1000
 """Sessions whose state is kept."""
+CLOSED_SECONDS = 600
+"""How long the state of a session is kept after its page was closed or lost its connection."""
 
 
 def text(value: str | None, name: str) -> str:

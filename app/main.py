@@ -21,7 +21,12 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
+os.environ.update({  # before gradio is imported
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",             # calls are recorded nowhere
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",        # else each answer is followed by statistics over the last 10,000 answers
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9),
+})
 
 import gradio as gr
 
@@ -29,6 +34,7 @@ from app import api, limits
 from app.bench import Bench
 from app.guard import Guard
 from app.pages import ASK, LOAD, Shell, caption, choose, compare, map, memory, plain, search, training, watched
+from app.sessions import lean
 from app.theme import CSS, theme
 
 PAGES = (search, caption, memory, map, training, compare)
@@ -98,7 +104,8 @@ def serving(mcp: bool = False) -> dict:
         api.check_mcp()
     return {"theme": theme(), "css": CSS, "share": False, "allowed_paths": [], "max_file_size": limits.FILE_SIZE,
             "state_session_capacity": limits.SESSIONS, "mcp_server": mcp, "ssr_mode": False, "show_error": False,
-            "footer_links": ["api"], "app_kwargs": {"middleware": [_guard()]}, "enable_monitoring": False,
+            "footer_links": ["api"], "app_kwargs": {"middleware": [_guard()], "lifespan": lean},
+            "enable_monitoring": False,
             "_frontend": False}  # else gradio asks its own page, and gives up after 3 s on a busy computer
 
 

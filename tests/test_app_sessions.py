@@ -1,0 +1,54 @@
+"""Sessions of the served app: cheap, apart, and none for a program that asks without one. No browser."""
+
+import json
+import urllib.request
+
+import pytest
+from app_runs import write_gallery, write_run
+
+pytest.importorskip("gradio")
+pytest.importorskip("faiss")
+
+from app.main import launch
+from app.sessions import Session
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    place = tmp_path_factory.mktemp("sessions")
+    demo = launch(str(write_run(place / "runs" / "first")), str(write_gallery(place / "gallery")), block=False,
+                  quiet=True)
+    yield demo
+    demo.close()
+
+
+def ask(demo, **more):
+    """A search over REST: the hits."""
+    url = f"{demo.local_url}gradio_api/call/search"
+    body = json.dumps({"data": ["a red ring", "", "images", 12, False, "", ""], **more}).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})) as joined:
+        event = json.load(joined)["event_id"]
+    with urllib.request.urlopen(f"{url}/{event}") as answer:
+        return json.loads(answer.read().rpartition(b"data: ")[2])[0]
+
+
+def test_a_call_without_a_session_leaves_none_behind(demo):
+    kept = demo.app.state_holder
+    before = list(kept.session_data)
+    assert all(len(ask(demo)) == 12 for _ in range(3))
+    assert list(kept.session_data) == before == [name for name in kept.time_last_used if name in before]
+    assert len(ask(demo, session_hash="somebody")) == 12 and "somebody" in kept.session_data
+
+
+def test_no_statistics_are_made_of_the_answers(demo):
+    ask(demo)
+    assert len(demo._queue.event_analytics) <= 1 and not demo._queue.cached_event_analytics_summary["functions"]
+
+
+def test_a_session_has_state_of_its_own_and_no_description_of_the_page(demo):
+    view = next(number for number, block in demo.blocks.items() if block.get_block_name() == "state")
+    one, other = Session(demo), Session(demo)
+    one[view] = "mine"
+    assert one[view] == "mine" and other[view] is None and demo.blocks[view].value is None
+    assert not other.config_values and list(other.components) == []
+    assert other.blocks_config.blocks.keys() == demo.default_config.blocks.keys()
