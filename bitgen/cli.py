@@ -16,7 +16,7 @@ from typing import Literal
 
 import tyro
 
-from bitgen.config import Config, DataConfig, load_preset, preset_names
+from bitgen.config import Config, DataConfig, load_preset, nearest, preset_names, settings
 
 EXIT_INPUT = 65
 
@@ -217,9 +217,34 @@ def parse_config(argv: list[str]) -> Config:
             config = load_preset(value if given else next(arguments, ""), config)
         else:
             rest.append(f"--data.root{given}{value}" if name == "--data" else argument)
-    return tyro.cli(Config, prog="bitgen train", default=config, args=rest, config=(tyro.conf.FlagConversionOff,),
-                    description=f"Train a model. --config NAME lays a preset first: {', '.join(preset_names())}, "
-                                "or the path of a YAML file.")
+    description = (f"Train a model. --config NAME lays a preset first: {', '.join(preset_names())}, "
+                   "or the path of a YAML file.")
+    return tyro.cli(Config, prog="bitgen train", default=config, args=_spelled(rest), description=description,
+                    config=(tyro.conf.FlagConversionOff,))
+
+
+def _spelled(arguments: list[str]) -> list[str]:
+    """The arguments as tyro takes them: yes-or-no settings with their value, in capitals.
+
+    Ends with status 2 for a setting that there is not, naming the nearest: tyro does so only where it is very near.
+    """
+    known, spelled, switch = settings(), [], False
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and not name.startswith(("help", "tyro-")):
+            spelled += ["True"] * switch                                            # the one before had no value
+            name = name.replace("-", "_")
+            if name not in known:
+                near = nearest(name, known).replace("_", "-")
+                print(f"bitgen train: unknown setting {argument.partition('=')[0]}; did you mean --{near}? "
+                      "`bitgen train --help` lists all", file=sys.stderr)
+                raise SystemExit(2)
+            switch = known[name] is bool and not value
+            spelled.append(f"--{name}={value.capitalize()}" if known[name] is bool and value else argument)
+        else:
+            spelled.append(argument.capitalize() if switch else argument)
+            switch = False
+    return spelled + ["True"] * switch
 
 
 def train(argv: list[str]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +18,14 @@ from typing import Any, Literal
 import yaml
 
 PRESETS = Path(__file__).parent / "presets"
+YAML = (".yaml", ".yml")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does; PyYAML asks for 1.0e-3."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+"), list("-+0123456789"))
 
 
 @dataclass
@@ -237,13 +246,30 @@ def from_dict(cls: type, values: dict, base: Any = None, where: str = "") -> Any
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            raise ValueError(f"unknown setting {path!r}; did you mean {near[0]!r}? Known: {', '.join(hints)}")
+            near = nearest(path, [*(path.removesuffix(str(key)) + hint for hint in hints), *settings(cls, where)])
+            raise ValueError(f"unknown setting {path!r}; did you mean {near!r}? Known: {', '.join(hints)}")
         if dataclasses.is_dataclass(hints[key]):
             changes[key] = from_dict(hints[key], value, getattr(base, key), path)
         else:
             changes[key] = _convert(value, hints[key], path)
     return dataclasses.replace(base, **changes)
+
+
+def settings(cls: type = Config, where: str = "") -> dict[str, Any]:
+    """Full names of all settings under `cls`, such as `optim.lr`, with their types."""
+    found = {}
+    for key, hint in typing.get_type_hints(cls).items():
+        path = f"{where}.{key}" if where else key
+        found |= settings(hint, path) if dataclasses.is_dataclass(hint) else {path: hint}
+    return found
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """The known setting most like `name`; those of the same last part come first, and those that are its initials."""
+    last = name.rpartition(".")[2]
+    initials = "".join(word[:1] for word in last.split("_"))
+    same = [each for each in known if each.rpartition(".")[2] in (last, initials)]
+    return difflib.get_close_matches(name, same or known, n=1, cutoff=0.0)[0]
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
@@ -259,7 +285,8 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         if value in args and not isinstance(value, bool):
             return value
         near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
-        hint = f"one of {', '.join(map(repr, args))}" + (f" (did you mean {near[0]!r}?)" if near else "")
+        hint = (f"one of {', '.join(map(repr, args))}" + (f" (did you mean {near[0]!r}?)" if near else "")
+                + (" in quotes: bare, YAML reads on and off as truth values" if isinstance(value, bool) else ""))
     elif origin is tuple:
         if isinstance(value, (list, tuple)) and len(value) == len(args):
             return tuple(_convert(v, a, f"{path}[{i}]") for i, (v, a) in enumerate(zip(value, args)))
@@ -290,26 +317,39 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load_preset(name: str, base: Config | None = None) -> Config:
+def load_preset(name: str, base: Config | None = None, _seen: tuple[Path, ...] = ()) -> Config:
     """A preset by name, or a YAML file by path, laid over `base`; its `extends:` presets are laid first.
 
-    Raises `ValueError` for an unknown name (with the nearest), a file that is no YAML mapping, or a bad setting.
+    A file that `extends` names lies relative to the one that names it. Raises `ValueError` for an unknown name (with
+    the nearest), files that extend one another in a circle, a file that is no YAML mapping, or a bad setting.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.0)
-        raise ValueError(f"no preset {name!r}; did you mean {near[0]!r}? Known: {', '.join(preset_names())}, "
-                         "or the path of a .yaml file")
+    path = _preset_path(name)
+    if path.resolve() in _seen:
+        raise ValueError(f"{path}: extends itself, by way of {', '.join(map(str, _seen))}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader) or {}  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
-    config = base or Config()
-    for parent in values.pop("extends", []):
-        config = load_preset(parent, config)
+    config, parents = base or Config(), values.pop("extends", [])
+    for parent in [parents] if isinstance(parents, str) else parents or []:
+        if not isinstance(parent, str):
+            raise ValueError(f"{path}: extends: expected names of presets, got {parent!r}")
+        named = str(path.parent / parent) if parent.endswith(YAML) else parent
+        config = load_preset(named, config, (*_seen, path.resolve()))
     try:
         return from_dict(Config, values, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _preset_path(name: str) -> Path:
+    """The file of a preset, or the YAML file of that path. Raises `ValueError` where there is none."""
+    path = Path(name).expanduser() if name.endswith(YAML) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.0)
+        what = f"no such file: {name}" if name.endswith(YAML) else f"no preset {name!r}; did you mean {near[0]!r}?"
+        raise ValueError(f"{what}{'' if what.endswith('?') else '.'} Known: {', '.join(preset_names())}, "
+                         "or the path of a .yaml file")
+    return path

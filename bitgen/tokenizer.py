@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 END = "<|endoftext|>"
 MAX_CHARACTERS = 2000
 MAX_FILE_BYTES = 32_000_000
-LONGEST = 100  # bytes of a learned token: a caption of one repeated letter would become one, which is refused on loading
+LONGEST = 100  # bytes of a learned token; captions of one repeated letter would become one that loading refuses
 BUCKET = 8
 
 # Controls go, white space among them becomes a space; so do the marks that re-order how text is displayed.
@@ -102,7 +102,8 @@ class Tokenizer:
             raise ValueError(f"vocab_size: expected at least 257 (256 bytes and {END}), got {vocab_size}")
         tokenizer = tokenizers.Tokenizer(models.BPE())
         _byte_level(tokenizer)
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], show_progress=False, max_token_length=LONGEST,
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], show_progress=False,
+                                      max_token_length=LONGEST,
                                       initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
         tokenizer.train_from_iterator(map(clean, captions), trainer)
         return cls(tokenizer)
