@@ -8,9 +8,9 @@ from __future__ import annotations
 import base64
 import binascii
 import importlib.util
-import tempfile
-from pathlib import Path
 from typing import Literal
+
+from PIL import Image
 
 from app import caption as caption_module
 from app import limits
@@ -51,17 +51,15 @@ def endpoints(bench: Bench) -> list:
         probability) and told (how much likelier the decoder finds the words with the picture than with a blank one,
         in nats), and the rank by score alone. run, checkpoint: another model than the one the server started with.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            query = Query(limits.text(words, "words"), file=_file(image, folder))
-            answer = search_module.search(bench, view(run, checkpoint), query, Wish(find, top, rerank=rerank))
+        query = Query(limits.text(words, "words"), file=_picture(image))
+        answer = search_module.search(bench, view(run, checkpoint), query, Wish(find, top, rerank=rerank))
         return [{"name": hit.name, "caption": hit.text, "score": round(hit.score, 6), "match": hit.match,
                  "told": hit.told, "rank_by_score": hit.before} for hit in answer.hits]
 
     def caption(image: str, way: Literal["greedy", "beam", "nucleus"] = "greedy", run: str = "",
                 checkpoint: str = "") -> list[str]:
         """Caption an image (base64): one caption, or several different ones by nucleus sampling."""
-        with tempfile.TemporaryDirectory() as folder:
-            return caption_module.caption(bench, view(run, checkpoint), _file(image, folder), way)
+        return caption_module.caption(bench, view(run, checkpoint), _picture(image), way)
 
     def match(image: str, texts: list[str], run: str = "", checkpoint: str = "") -> list[dict]:
         """Score texts against an image (base64), best first.
@@ -69,8 +67,7 @@ def endpoints(bench: Bench) -> list:
         Returns for each text: similarity (cosine), match (probability that they belong together) and share (softmax
         over the texts; 1 / number of texts is chance).
         """
-        with tempfile.TemporaryDirectory() as folder:
-            found = caption_module.scores(bench, view(run, checkpoint), _file(image, folder), texts)
+        found = caption_module.scores(bench, view(run, checkpoint), _picture(image), texts)
         return [score._asdict() for score in found]
 
     return [search, caption, match]
@@ -82,17 +79,14 @@ def check_mcp() -> None:
         raise ValueError("--mcp needs the mcp package: pip install 'gradio[mcp]'")
 
 
-def _file(image: str, folder: str) -> str | None:
-    """A base64 image as a checked file in `folder`."""
+def _picture(image: str) -> Image.Image | None:
+    """A base64 image, checked, RGB; None for none."""
     if not image:
         return None
     text = image.partition(",")[2] if image.startswith("data:") else image
     if len(text) > MAX_BYTES * 4 // 3 + 4:
         raise ValueError(f"image: larger than {MAX_BYTES // 10**6} MB")
     try:
-        data = base64.b64decode(text, validate=True)
+        return safe_open_image(base64.b64decode(text, validate=True))
     except binascii.Error:
         raise ValueError("image: expected base64 text") from None
-    path = Path(folder) / "image.png"
-    safe_open_image(data).save(path)
-    return str(path)

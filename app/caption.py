@@ -14,6 +14,7 @@ from app.bench import Bench
 from app.models import Loaded, View
 
 Way = Literal["greedy", "beam", "nucleus"]
+Given = str | Image.Image | None  # a visitor's picture: a file, or the picture itself
 BEAMS, TOP_P, SAMPLES = 4, 0.9, 3
 
 
@@ -29,7 +30,7 @@ class Score(NamedTuple):
     """Softmax over the texts of the contrastive logits: 1 / (number of texts) is chance."""
 
 
-def caption(bench: Bench, view: View, file: str | None, way: Way = "greedy", temperature: float = 1.0,
+def caption(bench: Bench, view: View, file: Given, way: Way = "greedy", temperature: float = 1.0,
             seed: int | None = None) -> list[str]:
     """Captions of a picture: one by `greedy` or `beam`, several different ones by `nucleus` sampling.
 
@@ -50,7 +51,7 @@ def caption(bench: Bench, view: View, file: str | None, way: Way = "greedy", tem
         return list(dict.fromkeys(loaded.model.caption(pixels, **options)))
 
 
-def scores(bench: Bench, view: View, file: str | None, texts: Sequence[str]) -> list[Score]:
+def scores(bench: Bench, view: View, file: Given, texts: Sequence[str]) -> list[Score]:
     """Each text against one picture, best share first. Raises `ValueError` for no picture or no text."""
     loaded = bench.model(view)
     texts = list(dict.fromkeys(text for text in (limits.text(text, "text") for text in texts) if text))
@@ -69,7 +70,7 @@ def scores(bench: Bench, view: View, file: str | None, texts: Sequence[str]) -> 
     return sorted(found, key=lambda score: -score.share)
 
 
-def classify(bench: Bench, view: View, file: str | None, labels: str, template: str = "a picture of {}") -> list[Score]:
+def classify(bench: Bench, view: View, file: Given, labels: str, template: str = "a picture of {}") -> list[Score]:
     """Zero-shot classification: labels, one a line or between commas, each put into the template's `{}`.
 
     The scores carry the labels as typed. Raises `ValueError` for a template without `{}` and fewer than two labels.
@@ -90,7 +91,7 @@ def any_picture(bench: Bench, view: View) -> Image.Image:
     return gallery.original(random.choice(gallery.ids))
 
 
-def _pixels(loaded: Loaded, file: str | None) -> torch.Tensor:
+def _pixels(loaded: Loaded, file: Given) -> torch.Tensor:
     """(1, 3, S, S) of the visitor's picture. Raises `ValueError` where there is none, or it cannot be read."""
     if not file:
         raise ValueError("give a picture first")

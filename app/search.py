@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from app import limits
 from app.bench import Bench
@@ -32,8 +33,8 @@ class Query:
     """Words for what the results should have less of."""
     name: str | None = None
     """A picture of the gallery."""
-    file: str | None = None
-    """The visitor's own picture, a file."""
+    file: str | Image.Image | None = None
+    """The visitor's own picture: a file, or the picture itself."""
     weight: float = 0.5
     """Share of the words where there are both."""
 
