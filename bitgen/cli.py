@@ -7,7 +7,6 @@ Help texts are the configuration's docstrings (through tyro). Exit status 0 mean
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -287,7 +286,6 @@ def evaluate(argv: list[str]) -> int:
 def data(argv: list[str]) -> int:
     """`bitgen data check` and `bitgen data prepare`."""
     from bitgen import prepare as module
-    from bitgen.data import open_data
 
     commands = {"check": Check, "prepare": Prepare}
     options = tyro.extras.subcommand_cli_from_dict(commands, prog="bitgen data", args=argv)
@@ -301,7 +299,7 @@ def data(argv: list[str]) -> int:
     print(module.summary(report))
     if options.json:
         _write(options.json, json.dumps(report, indent=2))
-    module.contact_sheet(open_data(dataclasses.replace(config, max_bad_fraction=1.0), "train", 128), options.sheet)
+    module.contact_sheet(module.whole(config), options.sheet)
     print(f"contact sheet: {options.sheet}")
     return 0
 

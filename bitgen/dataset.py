@@ -80,10 +80,10 @@ def open_data(config: DataConfig, split: str, image_size: int, seed: int = 0, al
     """The data set that `config.root` names, its `train`, `val` or `test` images, `seed` being that of `scenes`.
 
     Data without a validation split give `val_fraction` of their training images to it: by image, never by caption, and
-    the same ones whatever the seed of a run, so that evaluation never meets what was trained on. Captions without a
-    word and images without captions are left out. Pixels are prepared where they need less than `PREPARE_BYTES`, or
-    `always`. Raises `ValueError` for a root that is not recognised, a split that is not there (naming those that are),
-    and more than `max_bad_fraction` unreadable images.
+    the same ones whatever the seed of a run, so that evaluation never meets what was trained on. Captions are cleaned;
+    those without a word, and images without captions, are left out. Pixels are prepared where they need less than
+    `PREPARE_BYTES`, or `always`. Raises `ValueError` for a root that is not recognised, a split that is not there
+    (naming those that are), and more than `max_bad_fraction` unreadable images.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
@@ -158,7 +158,10 @@ def held_out(image_ids: Sequence[str], fraction: float) -> set[str]:
 
 
 def _with_captions(listing: Listing) -> Listing:
-    """The listing without captions that hold no word, and without images that then have none."""
-    captions = [[text for text in texts if clean(text)] for texts in listing.captions]
+    """The listing without captions that hold no word, and without images that then have none.
+
+    Captions as `clean` leaves them: whatever draws or logs one later gets no megabytes, controls or broken characters.
+    """
+    captions = [[text for text in map(clean, texts) if text] for texts in listing.captions]
     kept = dataclasses.replace(listing, captions=captions)
     return kept.select([i for i, texts in enumerate(captions) if texts])

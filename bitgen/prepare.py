@@ -114,6 +114,12 @@ _FINDINGS = {"unreadable": "unreadable images", "without_captions": "images with
              "duplicate_images": "pictures that come more than once"}
 
 
+def whole(config: DataConfig) -> Dataset:
+    """The first split that a data set has, all of it, to be drawn; unreadable images stay in it."""
+    config = dataclasses.replace(config, max_bad_fraction=1.0)
+    return Dataset(next(iter(sources(config, LOOK).values()))())
+
+
 def contact_sheet(dataset: Dataset, path: str | Path, count: int = 24, size: int = 128) -> None:
     """Draw `count` images spread over the data set, each above its first caption, into a picture file."""
     from bitgen import data_figures

@@ -20,6 +20,7 @@ from bitgen.listing import (
     column,
     files_digest,
     grouped,
+    split_of,
 )
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
@@ -27,9 +28,11 @@ MAX_TEXT_BYTES = 1_000_000
 
 
 def parquet_splits(root: Path, image_root: str | None = None) -> Splits:
-    """`<split>*.parquet` in a folder (or its `data/`); one file given by name stands for any split."""
+    """`<split>*.parquet` in a folder (or its `data/`). One file given by name is training data, of which validation
+    gets its share; if its name says that it is held out, it stands for whatever split is asked for."""
     if root.is_file():
-        return {"any": lambda: read_parquet([root])}
+        held_out = split_of(root.name) in ("val", "test")
+        return {"any" if held_out else "train": lambda: read_parquet([root])}
     files = list(root.glob("*.parquet")) or list((root / "data").glob("*.parquet"))
     return {split: lambda group=group: read_parquet(group) for split, group in by_split(files).items()}
 

@@ -98,6 +98,24 @@ def test_captions_without_words_and_images_without_captions_are_left_out(tmp_pat
     assert sorted(text for dataset in both for some in dataset.captions for text in some) == ["a cat", "a dog"]
 
 
+def test_captions_come_as_they_can_be_drawn_and_logged(tmp_path):
+    karpathy(tmp_path, count=4)
+    content = json.loads((tmp_path / "dataset_small.json").read_text())
+    content["images"][0]["sentences"] = [{"raw": text} for text in ("x" * 100_000, " a\ud800\nb\0 ", "\u202e")]
+    (tmp_path / "dataset_small.json").write_text(json.dumps(content))
+    dataset = open_data(config(tmp_path, tmp_path), "train", SIZE)
+    assert dataset.captions[0] == ["x" * 2000, "a\ufffd b"]
+
+
+def test_one_parquet_file_never_gives_an_image_to_training_and_validation(tmp_path):
+    parquet(tmp_path, names=("photos.parquet",))
+    photos = config(tmp_path / "photos.parquet", tmp_path, val_fraction=0.25)
+    train, val = (set(open_data(photos, split, SIZE).image_ids) for split in ("train", "val"))
+    assert (len(train), len(val)) == (9, 3) and not train & val
+    with pytest.raises(ValueError, match="no split 'test'; it has train"):
+        open_data(photos, "test", SIZE)
+
+
 def test_limit_takes_the_first_training_images(tmp_path):
     parquet(tmp_path, names=("train.parquet", "val.parquet"))
     settings = config(tmp_path, tmp_path, limit=5)

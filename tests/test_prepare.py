@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from layouts import config, jpeg, karpathy, memory
+from layouts import config, csv_file, jpeg, karpathy, memory, parquet
 from PIL import Image
 
+from bitgen.cli import main
 from bitgen.prepare import check, contact_sheet, summary
 
 
@@ -36,3 +37,15 @@ def test_contact_sheet(tmp_path):
     contact_sheet(memory(bad={0}), tmp_path / "out" / "sheet.png")
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert min(sheet.size) > 100
+
+
+@pytest.mark.parametrize("write, counted", [
+    (lambda root: csv_file(root, name="val.csv"), "val: 12 images"),
+    (lambda root: csv_file(root, count=1), "train: 1 images"),
+    (lambda root: parquet(root, names=("photos.parquet",)), "train: 12 images"),
+])
+def test_whatever_it_holds_it_is_looked_over(tmp_path, write, counted, capsys):
+    pytest.importorskip("matplotlib")
+    write(tmp_path)
+    assert main(["data", "check", str(tmp_path), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    assert counted in capsys.readouterr().out and (tmp_path / "sheet.png").stat().st_size > 1000
