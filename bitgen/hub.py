@@ -37,7 +37,8 @@ def load(source: str | Path, checkpoint: str | None = None, revision: str | None
     folder = _folder(str(source), checkpoint, revision)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        held = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
+        near = folder if folder.is_dir() else folder.parent
+        held = sorted(path.name for path in near.glob("checkpoint-*") if path.is_dir())
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
         raise ValueError(f"{folder}: no model here, {', '.join(missing)} missing"
                          + (f"; its checkpoints: {', '.join(held)}" if held else "")
@@ -45,7 +46,10 @@ def load(source: str | Path, checkpoint: str | None = None, revision: str | None
     model = read_model(folder)
     processor = read_processor(folder, model)
     model.tokenizer = processor.tokenizer
-    return model.to(device).eval(), processor
+    try:
+        return model.to(device).eval(), processor
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device here
+        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def pull(repo: str, folder: str | Path, revision: str | None = None, checkpoint: str | None = None) -> Path:
@@ -111,7 +115,7 @@ def _folder(source: str, checkpoint: str | None, revision: str | None) -> Path:
 
 
 def _check_name(checkpoint: str | None) -> None:
-    if checkpoint is not None and not re.fullmatch(NAME, checkpoint):
+    if checkpoint is not None and not re.fullmatch(NAME, str(checkpoint)):
         raise ValueError(f"checkpoint {checkpoint!r}: expected a name such as 'checkpoint-1000'")
 
 

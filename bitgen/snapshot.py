@@ -42,6 +42,8 @@ def find(wanted: str | None, run_folder: Path) -> Path | None:
         return None
     if wanted != "auto":
         path = resolve_resume(wanted, run_folder)
+        if held := _mistaken(path):
+            raise ValueError(f"resume {wanted!r}: {held}")
         try:
             checkpoint.verify(path)
         except checkpoint.CheckpointError as error:
@@ -54,6 +56,14 @@ def find(wanted: str | None, run_folder: Path) -> Path | None:
         raise Stop(f"cannot resume: none of the {len(rejected)} checkpoints in {run_folder} can be loaded; nothing was "
                    "changed. Leave --resume out, with another --output-dir, to start anew", DAMAGED)
     return path
+
+
+def _mistaken(path: Path) -> str:
+    """What a path that is meant to be a checkpoint folder is instead; nothing where it may be one."""
+    if not path.is_dir():
+        return "no such folder; expected `auto`, a checkpoint folder such as runs/scenes/checkpoint-200, or hub://ORG/NAME"
+    held = sorted(found.name for found in path.glob("checkpoint-*") if found.is_dir())
+    return f"a run folder; name one of its checkpoints: {', '.join(held)}" if held else ""
 
 
 def take(run_folder: Path, objective: Objective, optimizer: Optimizer, accelerator: Accelerator,

@@ -302,3 +302,14 @@ def test_a_hostile_checkpoint_is_refused_from_the_hub_as_from_a_folder(hub, vali
 
 def test_every_file_that_is_fetched_has_a_limit():
     assert set(NAMES) <= BYTES.keys() and all(limit <= 1e9 for limit in BYTES.values())
+
+
+def test_what_is_not_in_a_folder_is_named_with_what_is(valid, tmp_path):
+    shutil.copytree(valid, tmp_path / "checkpoint-5")
+    for checkpoint in ("checkpoint-9", None):
+        with pytest.raises(ValueError, match="its checkpoints: checkpoint-5"):
+            load(tmp_path, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="checkpoint 5: expected a name such as"):
+        load(tmp_path, checkpoint=5)
+    with pytest.raises(ValueError, match="device 'cuda:7' cannot be used"):
+        load(valid, device="cuda:7")

@@ -85,6 +85,13 @@ def test_a_damaged_checkpoint_that_was_asked_for_by_name_is_refused(tmp_path):
     assert snapshot.find("auto", tmp_path / "empty") is None and snapshot.find(None, tmp_path) is None
 
 
+def test_what_is_no_checkpoint_at_all_is_told_from_a_damaged_one(tmp_path):
+    (tmp_path / "run" / "checkpoint-7").mkdir(parents=True)
+    for wanted, told in ((tmp_path / "gone", "no such folder"), (tmp_path / "run", "a run folder.*checkpoint-7")):
+        with pytest.raises(ValueError, match=told):
+            snapshot.find(str(wanted), tmp_path)
+
+
 def test_unreadable_images_are_named_once_whatever_is_resumed(tmp_path, monkeypatch):
     settings = ["--data.max-bad-fraction", "0.5", "--save-every", "2"]
     for steps, resume in ((2, []), (4, ["--resume", "auto"])):
