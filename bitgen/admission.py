@@ -78,15 +78,20 @@ def read_config(path: Path) -> BitGen:
         check_sizes(model, vision)
         with torch.device("meta"):
             skeleton = BitGen(model, vision)
+        check_extent(skeleton)
     except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"{path}: not the configuration of a BitGen model: {brief(error)}") from None
-    count = sum(tensor.numel() for tensor in skeleton.state_dict().values())
-    if count > PARAMETERS:
-        raise ValueError(f"{path}: describes {count:,} parameters; at most {PARAMETERS:,} are loaded")
-    if skeleton.vision.patches > _PATCHES:
-        raise ValueError(f"{path}: cuts an image into {skeleton.vision.patches:,} patches; at most {_PATCHES:,} are "
-                         "taken: a smaller vision.image_size would be right")
     return skeleton
+
+
+def check_extent(model: BitGen) -> None:
+    """Raises `ValueError` for a model, on any device, of more parameters or patches than are loaded."""
+    count = sum(tensor.numel() for tensor in model.state_dict().values())
+    if count > PARAMETERS:
+        raise ValueError(f"the model has {count:,} parameters; at most {PARAMETERS:,} are loaded")
+    if model.vision.patches > _PATCHES:
+        raise ValueError(f"the tower cuts an image into {model.vision.patches:,} patches; at most {_PATCHES:,} are "
+                         "taken: a smaller vision.image_size would be right")
 
 
 def check_sizes(model: ModelConfig, vision: VisionConfig) -> None:

@@ -11,9 +11,9 @@ ANY = (1, inf)
 RANGES: dict[str, dict[str, tuple[float, float]]] = {  # smallest and largest allowed value
     "data": {"val_fraction": (0, 0.9), "captions_per_image": ANY, "crop_scale": (0.01, 1), "max_bad_fraction": (0, 1),
              "workers": (0, inf), "vocab_size": (257, inf), "limit": ANY, "scenes_train": ANY},
-    "vision": {"patch_dropout": (0, 0.95)},
+    "vision": {"patch_dropout": (0, 0.95), "image_size": (8, 2048), "mean": (-9, 9), "std": (0.001, 9)},
     "model": {"hidden_size": ANY, "text_layers": ANY, "decoder_layers": ANY, "num_heads": ANY,
-              "intermediate_size": ANY, "max_tokens": (4, inf), "vocab_size": (2, inf), "dropout": (0, 0.99),
+              "intermediate_size": ANY, "max_tokens": (4, 4096), "vocab_size": (2, inf), "dropout": (0, 0.99),
               "fusion_layers": ANY, "memory_slots": (0, inf), "memory_noise": (0.01, inf), "memory_decay": (0, 1),
               "temperature": (0.01, inf), "gate_start": (0, inf)},
     "loss": {"itc": (0, inf), "itm": (0, inf), "text": (0, inf), "memory_kl": (0, inf), "label_smoothing": (0, 0.99),
@@ -21,9 +21,9 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {  # smallest and largest al
              "chunk": ANY},
     "optim": {"lr": (0, inf), "vision_lr": (0, inf), "decoder_lr": (0, inf), "weight_decay": (0, inf),
               "warmup_steps": (0, inf), "clip": (1e-6, inf), "batch_size": ANY, "accumulation": ANY, "epochs": ANY,
-              "max_steps": ANY, "patience": ANY, "min_delta": (0, inf), "max_skipped": (0, inf)},
+              "betas": (0, 0.99999), "max_steps": ANY, "patience": ANY, "min_delta": (0, inf), "max_skipped": (0, inf)},
     "hub": {"push_every": ANY, "keep": ANY},
-    "": {"save_every": ANY, "keep": ANY, "log_every": ANY, "validate_every": ANY},
+    "": {"seed": (0, 2**32 - 1), "save_every": ANY, "keep": ANY, "log_every": ANY, "validate_every": ANY},
 }
 
 
@@ -34,9 +34,10 @@ def check_ranges(section: Any, name: str) -> None:
     """
     for key, (low, high) in RANGES[name].items():
         value = getattr(section, key)
-        if value is not None and not low <= value <= high:                        # written so that NaN fails
-            wanted = f"at least {low}" if high == inf else f"between {low} and {high}"
-            raise ValueError(f"{name}.{key}".removeprefix(".") + f" must be {wanted}, got {value}")
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            if each is not None and not low <= each <= high:                      # written so that NaN fails
+                wanted = f"at least {low}" if high == inf else f"between {low} and {high}"
+                raise ValueError(f"{name}.{key}".removeprefix(".") + f" must be {wanted}, got {each}")
 
 
 def check_config(config: Config) -> None:

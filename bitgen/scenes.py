@@ -101,7 +101,9 @@ def _check(split: str, count: int, seed: int, size: int) -> None:
     ranges = {"count": (count, 1, LIMITS[split]), "seed": (seed, 0, 2**32 - 1), "size": (size, 24, 1024)}
     for name, (value, low, high) in ranges.items():
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"scenes: {name} of {split} must be a whole number from {low} to {high}, got {value!r}")
+            setting = {"count": "data.scenes_train, ", "size": "vision.image_size, "}.get(name, "")
+            raise ValueError(f"scenes: {setting}{name} of {split} must be a whole number from {low} to {high}, "
+                             f"got {value!r}")
 
 
 def _write_files(pixels: Path, texts: Path, split: str, count: int, seed: int, size: int) -> None:

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import torch
 
+from bitgen.admission import check_extent, check_sizes, check_tokenizer
 from bitgen.config import Config, VisionConfig, from_dict
 from bitgen.dataset import Dataset
 from bitgen.model import BitGen
@@ -17,19 +19,36 @@ from bitgen.optimizer import parameter_groups
 from bitgen.tokenizer import Tokenizer
 from bitgen.vision import resolve_tower
 
+GPT2 = "openai-community/gpt2"
+
 
 def make_tokenizer(config: Config, data: Dataset, resume_from: Path | None) -> Tokenizer:
-    """The run's own where it resumes, else as `data.tokenizer` says, trained on the captions of `data`."""
+    """The run's own where it resumes, else as `data.tokenizer` says, trained on the captions of `data`.
+
+    Raises `ValueError` for a tokenizer that cannot be had, and for one that could not be loaded again after training.
+    """
     source = config.data.tokenizer
     if resume_from is not None:
         return Tokenizer.load(resume_from)
     if source == "train":
         return Tokenizer.train([text for captions in data.captions for text in captions], config.data.vocab_size)
-    return Tokenizer.gpt2("openai-community/gpt2") if source == "gpt2" else Tokenizer.load(source)
+    if source != "gpt2" and not Path(source).expanduser().is_dir():
+        raise ValueError(f"data.tokenizer {source!r}: no such folder; expected `train`, `gpt2` or a folder with "
+                         "tokenizer.json, vocab.json and merges.txt, or encoder.json and vocab.bpe")
+    try:
+        tokenizer = Tokenizer.gpt2(GPT2 if source == "gpt2" else Path(source).expanduser())
+        with tempfile.TemporaryDirectory() as folder:
+            check_tokenizer(tokenizer.save(folder), tokenizer.vocab_size)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"data.tokenizer {source!r} cannot be used: {error}") from error
+    return tokenizer
 
 
 def make_model(config: Config, tokenizer: Tokenizer, resume_from: Path | None) -> BitGen:
-    """The model, with its tower's pretrained weights where the run is new; completes `config.model` and `.vision`."""
+    """The model, with its tower's pretrained weights where the run is new; completes `config.model` and `.vision`.
+
+    Raises `ValueError` for one that is so large that `bitgen.load` would refuse it after training.
+    """
     weights = None
     config.model.vocab_size = tokenizer.vocab_size
     if resume_from is None:
@@ -37,7 +56,9 @@ def make_model(config: Config, tokenizer: Tokenizer, resume_from: Path | None) -
     else:  # the tower's configuration is in the checkpoint; where it once came from may be gone
         saved = json.loads((resume_from / "config.json").read_text(encoding="utf-8"))
         config.vision = from_dict(VisionConfig, saved["vision"])
+    check_sizes(config.model, config.vision)
     model = BitGen(config.model, config.vision)
+    check_extent(model)
     if weights is not None:
         model.vision.load_state_dict(weights)
     model.tokenizer = tokenizer

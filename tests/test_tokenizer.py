@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from bitgen.admission import check_tokenizer
+from bitgen.config import Config, DataConfig
+from bitgen.setup import make_tokenizer
 from bitgen.tokenizer import END, MAX_CHARACTERS, Tokenizer, clean
 
 GPT2 = Path(__file__).resolve().parents[2] / "shared" / "data" / "gpt2"
@@ -183,3 +186,15 @@ def test_gpt2(tmp_path):
         (tmp_path / "other" / names[1]).write_bytes((GPT2 / names[0]).read_bytes())
     for folder in (tmp_path, tmp_path / "other"):
         assert torch.equal(Tokenizer.gpt2(folder).encode(["Hello world"], 256)[0], ids)
+        named = Config(data=DataConfig(tokenizer=str(folder)))
+        assert torch.equal(make_tokenizer(named, None, None).encode(["Hello world"], 256)[0], ids)
+
+
+def test_a_tokenizer_that_cannot_be_used_is_known_before_training(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="data.tokenizer 'gone': no such folder; expected `train`"):
+        make_tokenizer(Config(data=DataConfig(tokenizer="gone")), None, None)
+    tokenizer._tokenizer.normalizer = normalizers.Lowercase()       # one that loading does not admit
+    tokenizer.save(tmp_path)
+    with pytest.raises(ValueError, match="cannot be used: .*normalizer is 'Lowercase'"):
+        make_tokenizer(Config(data=DataConfig(tokenizer=str(tmp_path))), None, None)
+    tokenizer._tokenizer.normalizer = None
