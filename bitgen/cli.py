@@ -266,11 +266,12 @@ def evaluate(argv: list[str]) -> int:
     options = tyro.cli(Evaluate, prog="bitgen evaluate", args=argv)
     from bitgen import evaluate as module
     from bitgen.data import open_data
-    from bitgen.facts import evaluated
+    from bitgen.facts import data_settings, evaluated
     from bitgen.hub import load
 
     model, processor = load(options.run, checkpoint=options.checkpoint, device=options.device)
-    dataset = open_data(DataConfig(root=options.data), options.split, processor.vision.image_size)
+    opened = data_settings(options.run, options.checkpoint, options.data)
+    dataset = open_data(opened, options.split, processor.vision.image_size)
     gallery = module.encode(model, processor, dataset, device=options.device)
     report = module.evaluate(model, processor, dataset, rerank=options.rerank, gallery=gallery)
     print(module.summary(report))

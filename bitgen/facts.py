@@ -11,13 +11,14 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from bitgen.config import Config
+from bitgen.config import Config, DataConfig, from_dict
 from bitgen.precision import precision
 from bitgen.retrieval import LEVEL
 
@@ -97,6 +98,21 @@ def evaluated(source: str, checkpoint: str | None, data: str, split: str) -> dic
     weights = Path(source).expanduser() / (checkpoint or "") / WEIGHTS
     return {"data": data, "split": split, "checkpoint": checkpoint, "level": LEVEL,
             "weights": sha256(weights) if weights.is_file() else None}
+
+
+def data_settings(source: str, checkpoint: str | None, root: str) -> DataConfig:
+    """How the data set `root` is opened to evaluate the run `source`: as the run did where it is the run's own.
+
+    Of another one, or the same by another name, at least the same images are held out as were from training.
+    """
+    file = Path(source).expanduser() / (checkpoint or "") / "run.json"
+    if not file.is_file():
+        return DataConfig(root=root)
+    own = from_dict(DataConfig, json.loads(file.read_text(encoding="utf-8")).get("data", {}), where=f"{file}: data")
+    cache = own.cache if own.cache and Path(own.cache).is_dir() else None  # that of another computer is not here
+    if root == own.root or (Path(root).exists() and Path(root).resolve() == Path(own.root).expanduser().resolve()):
+        return replace(own, root=root, cache=cache)
+    return DataConfig(root=root, val_fraction=own.val_fraction, cache=cache)
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 20_000_000
@@ -65,6 +65,8 @@ def safe_open_image(source: str | Path | bytes | BinaryIO | Image.Image, at_leas
         return _rgb(_upright(image))
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on hostile bytes
         reason = str(error) if isinstance(error, BadImage) else f"{type(error).__name__}: {error}"
+        if isinstance(error, UnidentifiedImageError):  # Pillow would name our buffer and its address
+            reason = f"no {', '.join(FORMATS)} picture"
         raise BadImage(f"{name}: {reason}") from error
 
 

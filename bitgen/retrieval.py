@@ -189,6 +189,7 @@ def interval(hits: Tensor, image_of_query: Sequence[int] | Tensor, level: float 
 
 def check_features(features: Tensor, name: str) -> Tensor:
     """`features (N, D)` as unit float32 rows. Raises `ValueError` for another shape, no rows, or NaN and infinity."""
+    features = torch.as_tensor(features)  # NumPy's arrays pass too
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"{name}: expected shape (items, width), both above 0, got {tuple(features.shape)}")
     features = features.detach().float()  # similarities in float32 whatever the model computes in

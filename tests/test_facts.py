@@ -1,5 +1,6 @@
 """What is written down about a run at its start, and of what an evaluation's numbers are."""
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -9,7 +10,7 @@ import torch
 from conftest import tiny_model
 
 from bitgen import facts
-from bitgen.config import Config, DataConfig
+from bitgen.config import Config, DataConfig, to_dict
 from bitgen.data import open_data
 
 
@@ -79,3 +80,18 @@ def test_an_evaluation_knows_the_weights_it_is_of(tmp_path):
     assert found == {"data": "scenes", "split": "val", "checkpoint": "checkpoint-5", "level": 0.95,
                      "weights": hashlib.sha256(b"weights").hexdigest()}
     assert facts.evaluated("org/name", None, "scenes", "val")["weights"] is None
+
+
+def test_what_is_evaluated_is_opened_as_the_run_opened_it(tmp_path):
+    run, photos = tmp_path / "run", tmp_path / "photos"
+    photos.mkdir()
+    (run / "checkpoint-2").mkdir(parents=True)
+    own = DataConfig(root=str(photos), format="csv", image_root="pictures", val_fraction=0.01, cache="/not/here")
+    (run / "run.json").write_text(json.dumps(to_dict(Config(data=own))))
+    (run / "checkpoint-2" / "run.json").write_text(json.dumps(to_dict(Config(data=own))))
+    for checkpoint in (None, "checkpoint-2"):
+        same = facts.data_settings(str(run), checkpoint, str(photos) + "/.")
+        assert dataclasses.replace(own, root=same.root, cache=None) == same
+    other = facts.data_settings(str(run), None, "scenes")
+    assert (other.root, other.format, other.val_fraction) == ("scenes", "auto", 0.01)  # never more than was held out
+    assert facts.data_settings("org/name", None, "scenes") == DataConfig(root="scenes")

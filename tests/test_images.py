@@ -311,3 +311,8 @@ def test_a_whole_crop_changes_colours_only_slightly():
 def test_crop_scale_is_a_share(crop_scale):
     with pytest.raises(ValueError, match="crop_scale"):
         augment(photos(), crop_scale, False, generator())
+
+
+def test_what_is_no_picture_is_told_in_words():
+    with pytest.raises(BadImage, match="image: no JPEG, PNG, WEBP, GIF, BMP picture"):
+        safe_open_image(b"<html>no picture</html>")

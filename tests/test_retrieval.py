@@ -169,6 +169,11 @@ def test_bad_input_is_named(change, message):
         recall_at_k(*change(*gallery([5] * 4)))
 
 
+def test_arrays_of_numpy_are_features_too():
+    images, texts, owner = torch.eye(3), torch.eye(3).repeat_interleave(2, 0), torch.arange(3).repeat_interleave(2)
+    assert recall_at_k(images.numpy(), texts.numpy(), owner.numpy()) == recall_at_k(images, texts, owner)
+
+
 def test_bad_k_and_bad_scores_are_named():
     with pytest.raises(ValueError, match="ks: .*0"):
         recall_at_k(*gallery([1] * 4), ks=(0, 1))
