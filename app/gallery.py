@@ -237,5 +237,4 @@ class _Kept:
 
 def _reason(message: str) -> str:
     """Why a file was left out, without the path it has on the server."""
-    reason = message.partition(": ")[2]
-    return "not a JPEG, PNG, WebP, GIF or BMP picture" if reason.startswith("UnidentifiedImageError") else reason
+    return message.partition(": ")[2]

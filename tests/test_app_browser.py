@@ -286,7 +286,7 @@ def test_models_galleries_and_own_pictures_can_be_changed(visit, address, place)
     page.set_input_files("#upload input[type=file]", [place / "mine.png", place / "page.png"])
     page.get_by_text(re.compile("your pictures")).first.wait_for()
     page.wait_for_function("document.querySelectorAll('#results .thumbnail-item').length == 1")
-    assert "page.png: not a JPEG" in page.get_by_label("Files that were left out").input_value()
+    assert "page.png: no JPEG" in page.get_by_label("Files that were left out").input_value()
     settle(page, "own-pictures-390-dark")
 
 
