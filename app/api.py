@@ -14,8 +14,10 @@ from PIL import Image
 
 from app import caption as caption_module
 from app import limits
+from app import memory as memory_module
 from app import search as search_module
 from app.bench import Bench
+from app.memory import Edits
 from app.models import View
 from app.search import Query, Wish
 from bitgen.images import MAX_BYTES, safe_open_image
@@ -70,7 +72,27 @@ def endpoints(bench: Bench) -> list:
         found = caption_module.scores(bench, view(run, checkpoint), _picture(image), texts)
         return [score._asdict() for score in found]
 
-    return [search, caption, match]
+    def memory_write(images: list[str], words: list[str], ask: str = "", run: str = "", checkpoint: str = "") -> dict:
+        """Write facts into the memory, images (base64) with words, and read it. Nothing stays on the server: a program
+        that goes on sends its earlier facts along.
+
+        Returns `facts`: of each its words, its rank among them when its image is shown alone, and how unsure the memory
+        was before and is now (variance). With `ask`, another image, also `before` and `after`: its caption, variance
+        and what it brings to mind.
+        """
+        if len(images) != len(words):
+            raise ValueError(f"{len(images)} images and {len(words)} words: give as many of both")
+        here, edits = view(run, checkpoint), Edits()
+        for image, text in zip(images, words):
+            edits = memory_module.write(bench, here, edits, _picture(image), text)
+        rows = memory_module.read_back(bench, here, edits)
+        answer = {"facts": [dict(zip(("words", "rank", "variance_before", "variance"), row)) for row in rows]}
+        if ask:
+            told = memory_module.tell(bench, here, edits, _picture(ask))
+            answer |= {name: side._asdict() for name, side in zip(("before", "after"), told)}
+        return answer
+
+    return [search, caption, match, memory_write]
 
 
 def check_mcp() -> None:

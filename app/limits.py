@@ -4,16 +4,22 @@ TEXT = 2000
 """Characters of a query, a caption or a label; what is longer is refused."""
 RESULTS = 60
 """Results of one search."""
+ALIKE = 0.99
+"""Cosine from which on two results are near-duplicates."""
 CANDIDATES = 32
 """First results that re-ranking puts into a new order."""
 LABELS = 50
 """Labels of one zero-shot classification."""
-FILE_SIZE = "20mb"
+FILE_SIZE = 20_000_000
 """One uploaded file."""
 FILES = 200
 """Files of one upload."""
 UPLOAD_BYTES = 500_000_000
 """All files of one upload together."""
+BODY_BYTES = 60_000_000
+"""Any other request; a picture of 20 MB takes 27 MB as base64."""
+TEMPORARY_BYTES = 2_000_000_000
+"""All files that visitors sent or were shown, as long as they are kept; the next upload is refused."""
 UPLOADS = 32
 """Uploaded galleries on the server; the oldest goes first."""
 UPLOAD_SECONDS = 3600

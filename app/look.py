@@ -5,6 +5,7 @@ W words, G cells along a side.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from app import limits
 from app.bench import Bench
 from app.models import View
 from bitgen.grounding import attended, ground, words_of
+from bitgen.images import safe_open_image
 
 SIDE = 480  # pixels of the picture that is shown
 DARK = 0.3  # brightness of what is not looked at
@@ -24,10 +26,10 @@ By = Literal["maps", "attention"]
 
 @dataclass(frozen=True)
 class Sight:
-    """A picture, words about it, and their grounding; kept in the visitor's session."""
+    """A picture, words about it, and their grounding; kept in the visitor's session, so it is small."""
 
-    image: np.ndarray
-    """uint8 (SIDE, SIDE, 3)."""
+    jpeg: bytes
+    """The picture, at most SIDE pixels a side."""
     words: list[str]
     maps: np.ndarray
     """(W, G, G): how much every place speaks for each word."""
@@ -37,6 +39,13 @@ class Sight:
     """(W, G', G'): the same from patches to words."""
     match: float
     """Probability that they belong together."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """The picture as it is shown, uint8 (SIDE, SIDE, 3)."""
+        picture = Image.open(io.BytesIO(self.jpeg))
+        way = Image.Resampling.NEAREST if max(picture.size) < SIDE else Image.Resampling.BICUBIC
+        return np.asarray(picture.resize((SIDE, SIDE), way))
 
 
 def look(bench: Bench, view: View, name: str | None, file: str | None, text: str) -> Sight:
@@ -50,16 +59,21 @@ def look(bench: Bench, view: View, name: str | None, file: str | None, text: str
     if name is None and file is None:
         raise ValueError("choose a picture first")
     loaded = bench.model(view)
-    shown = bench.gallery(view).original(name) if name is not None else file
+    shown = bench.gallery(view).original(name) if name is not None else safe_open_image(file)
     inputs = loaded.processor(images=[shown], text=[text])
     with torch.inference_mode():
         match = float(loaded.model.match(**inputs)[0])
-    picture = shown if isinstance(shown, Image.Image) else Image.open(shown)
-    image = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST if picture.width < SIDE else None)
     words, maps = ground(loaded.model, loaded.processor.tokenizer, **inputs)
     spans = words_of(loaded.processor.tokenizer, inputs["input_ids"][0][inputs["attention_mask"][0].bool()].tolist())
     forth, back = attended(loaded.model, **inputs)
-    return Sight(np.asarray(image), words, maps.numpy(), _by_word(spans, forth), _by_word(spans, back.T), match)
+    return Sight(_jpeg(shown), words, maps.numpy(), _by_word(spans, forth), _by_word(spans, back.T), match)
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    out, small = io.BytesIO(), picture.copy()
+    small.thumbnail((SIDE, SIDE))
+    small.save(out, "JPEG", quality=95, subsampling=0)
+    return out.getvalue()
 
 
 def _by_word(spans: list[tuple[str, list[int]]], by_token: torch.Tensor) -> np.ndarray:
@@ -70,12 +84,12 @@ def _by_word(spans: list[tuple[str, list[int]]], by_token: torch.Tensor) -> np.n
 
 def heat(sight: Sight, word: int | None = None, by: By = "maps") -> np.ndarray:
     """The picture (SIDE, SIDE, 3) uint8, bright where a word looks and dark elsewhere; by default for all words."""
-    maps = getattr(sight, by)
+    maps, image = getattr(sight, by), sight.image
     weights = (maps.mean(0) if word is None else maps[word]).clip(min=0)
     small = Image.fromarray((255 * weights / max(weights.max(), 1e-9)).astype(np.uint8))
     light = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC), float)[..., None] / 255
-    grey = DARK * sight.image.mean(-1, keepdims=True)
-    return (grey + light * (sight.image - grey)).clip(0, 255).astype(np.uint8)
+    grey = DARK * image.mean(-1, keepdims=True)
+    return (grey + light * (image - grey)).clip(0, 255).astype(np.uint8)
 
 
 def at(sight: Sight, x: float, y: float, by: By = "maps") -> list[tuple[str, float]]:

@@ -87,8 +87,8 @@ def of(view: View | None, edits: Edits) -> Edits:
     return edits if view is not None and edits.choice == view.choice else Edits(view.choice if view else None)
 
 
-def write(bench: Bench, view: View, edits: Edits, file: str | None, text: str) -> Edits:
-    """The edits with one more fact: a picture, given as a file, with words.
+def write(bench: Bench, view: View, edits: Edits, file: str | Image.Image | None, text: str) -> Edits:
+    """The edits with one more fact: a picture, given as a file or as it is, with words.
 
     Raises `ValueError` for a missing picture, no or too many words, a full session, and numbers that are not finite.
     """
@@ -156,7 +156,8 @@ def download(bench: Bench, view: View, edits: Edits) -> bytes:
 
 
 @torch.no_grad()
-def tell(bench: Bench, view: View, edits: Edits, file: str | None, top: int = 5) -> tuple[Told, Told]:
+def tell(bench: Bench, view: View, edits: Edits, file: str | Image.Image | None,
+         top: int = 5) -> tuple[Told, Told]:
     """What the model makes of a picture before and after this session's edits. Raises `ValueError` for no picture."""
     loaded, edits = with_memory(bench, view), of(view, edits)
     if not file:

@@ -58,6 +58,8 @@ class Wish:
     """Tags of which the picture must have one."""
     rerank: bool = False
     """Put the first candidates in the order of contrast, matching and the decoder's words together."""
+    distinct: bool = False
+    """Of near-duplicates show the best alone."""
 
     @property
     def where(self) -> dict:
@@ -110,7 +112,8 @@ def search(bench: Bench, view: View, query: Query, wish: Wish = Wish()) -> Answe
     if captions and not gallery.captions_count:
         raise ValueError("this gallery has no captions: find pictures instead")
     wanted = max(wish.top, limits.CANDIDATES if wish.rerank else 0) + itself
-    found = gallery.index.search(feature, wanted, captions=captions, where=wish.where, threshold=wish.floor)
+    found = gallery.index.search(feature, wanted, captions=captions, where=wish.where, threshold=wish.floor,
+                                 distinct=limits.ALIKE if wish.distinct else None)
     texts = found.texts[0] if captions else [gallery.caption(name) for name in found.ids[0]]
     rows = [row for row in zip(found.ids[0], texts, found.scores[0]) if not itself or row[0] != query.name]
     hits = [Hit(*row, None, None, rank) for rank, row in enumerate(rows, 1)]

@@ -190,6 +190,20 @@ def test_filters_thresholds_and_top_narrow_the_results(bench):
     assert nothing.hits == [] and search.summary(nothing) == "Nothing passes the filters."
 
 
+def test_of_near_duplicates_the_best_alone_is_shown(bench, place):
+    view = View(bench.start.choice, str(place / "twice"))
+    for i in range(8):
+        file = place / "twice" / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes((place / f"gallery/scene-{i // 2:02}.png").read_bytes())
+    bench.gallery_names.append(view.gallery)
+    bench.open(view)
+    both, once = (search.search(bench, view, Query("a red ring"), Wish(distinct=one)).hits for one in (False, True))
+    assert len(both) == 8 and len(once) <= 4 and once[0] == both[0]
+    kept = bench.gallery(view).index.features([hit.name for hit in once])
+    assert (kept @ kept.T - np.eye(len(kept)) < limits.ALIKE).all()
+
+
 def test_tags_narrow_a_gallery_without_captions(bench, place):
     view = View(bench.start.choice, str(place / "plain"))
     bench.gallery_names.append(view.gallery)
@@ -319,7 +333,7 @@ def test_an_upload_is_searched_and_bad_files_are_named(bench, tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     files = [str(tmp_path / name) for name in ("good.png", "page.png", "other.png", "empty.jpg")]
     key, refused = bench.uploads.add(files, bench.model(bench.start))
-    assert refused == ["page.png: not a JPEG, PNG, WebP, GIF or BMP picture", "empty.jpg: empty file"]
+    assert refused == ["page.png: no JPEG, PNG, WEBP, GIF, BMP picture", "empty.jpg: empty file"]
     view = bench.open(View(bench.start.choice, key))
     assert [hit.name for hit in search.search(bench, view, Query(file=files[0]), Wish(top=1)).hits] == ["good.png"]
     for file in files:
@@ -334,7 +348,7 @@ def test_an_upload_is_searched_and_bad_files_are_named(bench, tmp_path):
 
 def test_an_upload_without_a_picture_is_refused_by_name(bench, tmp_path):
     (tmp_path / "a.png").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="a.png: not a JPEG"):
+    with pytest.raises(ValueError, match="a.png: no JPEG"):
         bench.uploads.add([str(tmp_path / "a.png")], bench.model(bench.start))
     with pytest.raises(ValueError, match="201 files; at most 200"):
         bench.uploads.add([str(tmp_path / "a.png")] * 201, bench.model(bench.start))
@@ -370,7 +384,7 @@ def test_addresses_in_place_of_files_are_refused(asked, refused):
 
 def test_endpoints_answer_with_plain_values(bench, place):
     found = {endpoint.__name__: endpoint for endpoint in api.endpoints(bench)}
-    assert set(found) >= {"search", "caption", "match"}
+    assert set(found) == {"search", "caption", "match", "memory_write"}
     hits = found["search"]("a red ring", top=3)
     assert len(hits) == 3 and hits[0]["name"].endswith(".png") and hits[0]["rank_by_score"] == 1
     image = base64.b64encode((place / "gallery/scene-05.png").read_bytes()).decode()
@@ -378,6 +392,20 @@ def test_endpoints_answer_with_plain_values(bench, place):
     assert found["search"]("a red ring", checkpoint="checkpoint-7", top=3) != hits
     assert isinstance(found["caption"](image)[0], str)
     assert {row["text"] for row in found["match"](image, ["a ring", "a star"])} == {"a ring", "a star"}
+
+
+def test_a_program_writes_facts_that_are_gone_with_the_answer(bench, place):
+    write = {endpoint.__name__: endpoint for endpoint in api.endpoints(bench)}["memory_write"]
+    images = [base64.b64encode((place / f"gallery/scene-0{i}.png").read_bytes()).decode() for i in range(3)]
+    found = write(images[:2], ["my neighbour's ring", "the other one"], images[0])
+    assert [fact["words"] for fact in found["facts"]] == ["my neighbour's ring", "the other one"]
+    assert all(fact["variance"] < fact["variance_before"] and fact["rank"] in (1, 2) for fact in found["facts"])
+    assert found["after"]["variance"] < found["before"]["variance"]
+    assert write([], [], images[0]) == {"facts": [], "before": found["before"], "after": found["before"]}
+    for shown, words, message in (([""], ["x"], "give the picture"), (images, ["x"], "as many of both"),
+                                  (images[:1] * 49, ["x"] * 49, "48 facts")):
+        with pytest.raises(ValueError, match=message):
+            write(shown, words)
 
 
 @pytest.mark.parametrize("values, message", [

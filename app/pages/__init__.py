@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 
 from app.bench import Bench
-from app.gallery import Progress
+from app.gallery import Gallery, Progress
 
 ASK = {"concurrency_id": "ask", "concurrency_limit": 2, "api_visibility": "private"}
 """For events that answer at once: two at a time, over all visitors."""
@@ -51,3 +53,9 @@ def plain(callback: Callable) -> Callable:
 def watched(progress: gr.Progress) -> Progress:
     """gradio's progress bar as callbacks know it: (share done, what is being done)."""
     return lambda share, text: progress(share, desc=text)
+
+
+def thumbnail(gallery: Gallery, name: str) -> str:
+    """A picture of the gallery as a file for the page to show: as it is kept, since gradio would encode a picture anew,
+    and that takes longer than the search."""
+    return save_bytes_to_cache(gallery.index.thumbnail(name), "picture.jpg", get_upload_folder())

@@ -6,7 +6,7 @@ import gradio as gr
 
 from app import compare, limits, search
 from app.compare import Move, Place
-from app.pages import ASK, LOAD, Shell, plain, watched
+from app.pages import ASK, LOAD, Shell, plain, thumbnail, watched
 from app.pages.choose import NEWEST, at_first
 
 TITLE, ID = "Compare", "compare"
@@ -59,8 +59,8 @@ def build(shell: Shell) -> None:
 
     def listed(view, there, words):
         here, other = compare.results(bench, view, there, words)
-        picture = bench.gallery(view).picture
-        return [[(picture(place.name), _label(place, first)) for place in places]
+        gallery = bench.gallery(view)
+        return [[(thumbnail(gallery, place.name), _label(place, first)) for place in places]
                 for places, first in ((here, True), (other, False))]
 
     def again(view, there, words):

@@ -8,7 +8,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from app import limits, memory, slots
 from app.memory import Edits, Told
-from app.pages import ASK, WAIT, Shell, plain
+from app.pages import ASK, WAIT, Shell, plain, thumbnail
 from app.pages.figure import figure
 
 TITLE, ID = "Memory", "memory"
@@ -100,7 +100,7 @@ def build(shell: Shell) -> None:
     def chosen(view, slot):
         found, lifts = slots.stands_for(bench, view, slot)
         gallery = bench.gallery(view)
-        shown = [(gallery.picture(name), f"{share:.1%} of its address\n{text}") for name, text, share in found]
+        shown = [(thumbnail(gallery, name), f"{share:.1%} of its address\n{text}") for name, text, share in found]
         line = f"Slot {slot}: words that put more on it than others: {', '.join(lifts)}" if lifts else \
             f"Slot {slot}: nothing of this gallery stands out." if found else "This gallery has no captions."
         return line, gr.Gallery(shown, visible=bool(shown), selected_index=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from app import limits, search
-from app.pages import ASK, Shell, looking, plain
+from app.pages import ASK, Shell, looking, plain, thumbnail
 from app.search import Answer, Hit, Query, Wish
 
 TITLE, ID = "Search", "search"
@@ -42,6 +42,7 @@ def build(shell: Shell) -> None:
                               max_length=limits.TEXT)
             contains = gr.Textbox(label="Only where a caption contains", max_length=limits.TEXT)
             tags = gr.Dropdown([], multiselect=True, label="Only with one of these tags")
+        distinct = gr.Checkbox(label="Near-duplicates once", elem_id="distinct")
     line = gr.Markdown("Type some words, give a picture, or click an example.", elem_classes="quiet", elem_id="line")
     gallery = gr.Gallery(label="Results", columns=6, object_fit="contain", allow_preview=False, height="auto",
                          elem_id="results", elem_classes=["results", "pixelated"], show_label=False, buttons=[],
@@ -55,12 +56,13 @@ def build(shell: Shell) -> None:
             similar = gr.Button("Pictures like this", size="sm", elem_id="similar")
             described = gr.Button("Captions for this", size="sm", elem_id="described")
         looker = looking.build(shell, name)
-    wish = [find, top, floor, contains, tags, rerank]
+    wish = [find, top, floor, contains, tags, rerank, distinct]
     shown = [line, gallery, table, hits, query, panel]
 
     def answer(view, query, *wanted):
-        find, top, floor, contains, tags, rerank = wanted
-        found = search.search(bench, view, query, Wish(find, top, floor, contains, tuple(tags or ()), bool(rerank)))
+        find, top, floor, contains, tags, rerank, distinct = wanted
+        found = search.search(bench, view, query, Wish(find, top, floor, contains, tuple(tags or ()), bool(rerank),
+                                                       bool(distinct)))
         return (search.summary(found), *results(bench.gallery(view), found), found.hits, query,
                 gr.Column(visible=False))
 
@@ -103,7 +105,7 @@ def build(shell: Shell) -> None:
     asked = [view, taken, words, image, less, weight, *wish]
     fresh = [*shown, words, image, taken]
     how = {"show_progress_on": line, **ASK}
-    for event in (words.submit, find.input, rerank.input):
+    for event in (words.submit, find.input, rerank.input, distinct.input):
         event(plain(ask), asked, shown, **how)
     image.upload(lambda: None, None, taken, **ASK).then(plain(ask), asked, shown, **how)
     image.clear(lambda: None, None, taken, **ASK)
@@ -123,7 +125,7 @@ def build(shell: Shell) -> None:
 def results(gallery, found: Answer) -> tuple[gr.Gallery, gr.Dataframe]:
     """Pictures or a table of captions, whichever was looked for."""
     if found.wish.find == "images":
-        pictures = [(gallery.picture(hit.name), label(rank, hit)) for rank, hit in enumerate(found.hits, 1)]
+        pictures = [(thumbnail(gallery, hit.name), label(rank, hit)) for rank, hit in enumerate(found.hits, 1)]
         return gr.Gallery(pictures, visible=bool(pictures), selected_index=None), gr.Dataframe([], visible=False)
     rows = [[rank, hit.text, f"{hit.score:.2f}", *(("", "") if hit.match is None else read(hit)), hit.before]
             for rank, hit in enumerate(found.hits, 1)]
