@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--rerank", type=int, default=8, help="candidates that are read together with the query")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     options = parser.parse_args()
@@ -61,7 +62,7 @@ def measured(seed: int, variant: str, options) -> dict:
         run("train", "--config", "scenes", "--output-dir", folder, "--seed", seed, "--optim.max-steps", options.steps,
             "--validate-every", options.steps, "--save-every", options.steps, *VARIANTS[variant])
     if not result.is_file() or not COLUMNS.keys() <= json.loads(result.read_text()).keys() | {"perplexity_memory"}:
-        run("evaluate", folder, "--split", "test", "--json", result)
+        run("evaluate", folder, "--split", "test", "--rerank", options.rerank, "--json", result)
     print(f"{variant}, seed {seed}: done", file=sys.stderr)
     return json.loads(result.read_text())
 

@@ -169,7 +169,7 @@ class Trainer:
         if self.step % self.config.log_every == self.config.log_every - 1 or self.step == 0:
             report |= gradient_norms(self.model)                                  # before clipping
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
-        report["grad_norm"], report["lr"] = norm, self.optimizer.param_groups[0]["lr"]
+        report["grad_norm"], report["lr"] = norm, config.lr * rate
         if torch.isfinite(norm) and torch.isfinite(losses["total"]):
             self.optimizer.step()
             for batch, pending in done:

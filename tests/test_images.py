@@ -121,10 +121,10 @@ GOOD = {
 
 BAD = {
     "empty": (b"", "empty"),
-    "wrong magic": (b"\x00\x01\x02\x03" * 100, "identify"),
-    "html": (b"<!doctype html><script>alert(1)</script>", "identify"),
-    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "identify"),
-    "tiff": (encode(quadrants(), "TIFF"), "identify"),
+    "wrong magic": (b"\x00\x01\x02\x03" * 100, "no JPEG"),
+    "html": (b"<!doctype html><script>alert(1)</script>", "no JPEG"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no JPEG"),
+    "tiff": (encode(quadrants(), "TIFF"), "no JPEG"),
     "truncated jpeg": (encode(quadrants(size=256), "JPEG")[:1500], "truncated"),
     "truncated png": (encode(quadrants(size=64).rotate(7), "PNG")[:-60], None),
     "header only": (encode(quadrants(), "PNG")[:33], None),
