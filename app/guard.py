@@ -1,26 +1,73 @@
-"""What stands in front of the server: requests that no page of ours makes are refused."""
+"""What stands in front of the server: requests that no page of ours makes are refused, and more files than fit."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
+import time
+from pathlib import Path
 from urllib.parse import unquote
+
+from app import limits
 
 REMOTE = re.compile(r"file=\s*(?:[a-z][a-z0-9+.-]*:|//|\\\\)", re.I)
 
 
 class Guard:
-    """ASGI middleware: 403 for `file=http…`, by which a visitor would have the server fetch an address for him."""
+    """ASGI middleware: 403 for `file=http…`, by which a visitor would have the server fetch an address for him; 411 for
+    a body that does not say how large it is, 413 for one that is too large, and 507 for an upload where `folder`, which
+    holds what visitors sent and were shown, is full."""
 
-    def __init__(self, app):
-        self.app = app
+    def __init__(self, app, folder: str):
+        self.app, self.folder = app, folder
 
     async def __call__(self, scope, receive, send):
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and foreign(scope["path"], scope.get("query_string", b"").decode("latin-1")):
-            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"not served here"})
-            return
-        await self.app(scope, receive, send)
+        refused = await self._refusal(scope) if scope["type"] == "http" else None
+        if refused is None:
+            return await self.app(scope, receive, send)
+        status, why = refused
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": why.encode()})
+
+    async def _refusal(self, scope) -> tuple[int, str] | None:
+        if foreign(scope["path"], scope.get("query_string", b"").decode("latin-1")):
+            return 403, "not served here"
+        headers = dict(scope["headers"])
+        if b"transfer-encoding" in headers:
+            return 411, "a request says how large it is"
+        length, upload = int(headers.get(b"content-length", 0)), scope["path"].rstrip("/").endswith("/upload")
+        most = limits.UPLOAD_BYTES if upload else limits.BODY_BYTES
+        if length > most:
+            return 413, f"more than {most // 10**6} MB in one request"
+        if upload:
+            await asyncio.to_thread(sweep, self.folder)
+            if length + await asyncio.to_thread(held, self.folder) > limits.TEMPORARY_BYTES:
+                return 507, "the server holds as many files as it may: try again later"
+        return None
+
+
+def sweep(folder: str) -> None:
+    """Delete what uploads that were refused or broken off left right in `folder`, and gradio forgot."""
+    for file in Path(folder).glob("tmp*"):
+        try:
+            if time.time() - file.lstat().st_mtime > limits.CLOSED_SECONDS and not file.is_dir():
+                file.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def held(folder: str) -> int:
+    """Bytes of all files below a folder; some may vanish while they are counted."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
 
 
 def foreign(path: str, query: str) -> bool:

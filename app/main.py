@@ -29,6 +29,7 @@ os.environ.update({  # before gradio is imported
 })
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from app import api, limits
 from app.bench import Bench
@@ -112,4 +113,4 @@ def serving(mcp: bool = False) -> dict:
 def _guard():
     from starlette.middleware import Middleware
 
-    return Middleware(Guard)
+    return Middleware(Guard, folder=get_upload_folder())
