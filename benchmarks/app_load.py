@@ -62,17 +62,19 @@ def draw(folder: Path, images: int) -> list[str]:
 class Server:
     """The app in a process of its own, from its start until it has answered once."""
 
-    def __init__(self, run: str, gallery: str):
+    def __init__(self, run: str, gallery: str, places: dict[str, str] | None = None):
+        """places: environment variables of the app that say where its files go."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/gradio_api/call/search"
+        self.base = f"http://127.0.0.1:{port}/"
+        self.url, self.environment = f"{self.base}gradio_api/call/search", os.environ | (places or {})
         self.command = [sys.executable, "-m", "bitgen", "app", run, "--gallery", gallery, "--port", str(port)]
         self.http = httpx.Client(timeout=120, limits=httpx.Limits(max_connections=256))
 
     def __enter__(self) -> Server:
         started = time.monotonic()
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, env=self.environment)
         while time.monotonic() < started + 600 and self.process.poll() is None:
             try:
                 if self.ask("a red ring")[0] == "answered":

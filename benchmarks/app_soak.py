@@ -1,0 +1,152 @@
+"""The app for ten minutes with visitors that come, look around, change things and vanish: what grows?
+
+    python benchmarks/app_soak.py runs/scenes --minutes 10
+
+Each visitor has a page's session and sends a page's own events, without the browser: searches, a look into a result,
+pictures uploaded as a gallery, a fact written into the memory, other checkpoints; then the connection is dropped.
+Programs ask `/search` without a session in between. Prints a line a minute and then the slope of resident memory after
+the warm-up, open files and temporary bytes. The exit status is 1 where memory grew by more than 2 MB a minute, files or
+descriptors were left, or anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+from app_load import Server, draw
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from app_visitor import Page  # noqa: E402
+
+from app.guard import held  # noqa: E402
+from app.models import Choice, Models  # noqa: E402
+
+SLOPE, FILES, TEMPORARY = 2.0, 20, 2000.0  # MB a minute, descriptors more than at first, MB of temporary files
+ASKED = ("images", 12, -1, "", [], False, False)  # as the page has them at first: what to find, how many …
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="run folder; its newest weights and last two checkpoints are looked at in turn")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--warm-up", type=float, default=3, help="minutes that do not count")
+    parser.add_argument("--visitors", type=int, default=4, help="at a time")
+    options = parser.parse_args()
+    checkpoints = ["newest weights", *Models([options.run]).checkpoints(Choice(options.run))[:2]]
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, temporary = Path(folder, "pictures"), Path(folder, "temporary")
+        pictures.mkdir()
+        temporary.mkdir()
+        captions = draw(pictures, options.images)
+        places = {"GRADIO_TEMP_DIR": str(temporary / "gradio"), "TMPDIR": str(temporary),
+                  "XDG_CACHE_HOME": str(Path(folder, "cache"))}
+        with Server(options.run, str(pictures), places) as server:
+            visit = Visit(server, options.run, str(pictures), captions, checkpoints)
+            seen = soak(server, visit, temporary, 60 * options.minutes, options.visitors)
+    return verdict(seen, options.warm_up, visit.count)
+
+
+def soak(server: Server, visit: Visit, temporary: Path, seconds: float, visitors: int) -> np.ndarray:
+    """Visitors until the time is over; (samples, 4): minute, resident MB, open descriptors, temporary MB."""
+    process, started, seen, told = psutil.Process(server.process.pid), time.monotonic(), [], 0
+
+    def come_and_go() -> None:
+        while time.monotonic() - started < seconds:
+            visit()
+
+    print("| minute | resident MB | descriptors | temporary MB | so far |\n|---|---|---|---|---|", flush=True)
+    with ThreadPoolExecutor(visitors) as pool:
+        busy = [pool.submit(come_and_go) for _ in range(visitors)]
+        while not all(one.done() for one in busy):
+            minute = (time.monotonic() - started) / 60
+            seen.append((minute, process.memory_info().rss / 1e6, process.num_fds(), held(str(temporary)) / 1e6))
+            if minute >= told:
+                print("| {:.1f} | {:.0f} | {:.0f} | {:.1f} | ".format(*seen[-1]) + visit.told() + " |", flush=True)
+                told += 1
+            time.sleep(1)
+    for one in busy:
+        one.result()
+    return np.array(seen)
+
+
+def verdict(seen: np.ndarray, warm_up: float, count: Counter) -> int:
+    """Prints what grew after the warm-up; 1 where it is more than promised."""
+    minute, resident, descriptors, temporary = seen[seen[:, 0] >= min(warm_up, seen[-1, 0] / 2)].T
+    slope = np.polyfit(minute, resident, 1)[0]
+    more = int(np.median(descriptors[-10:]) - np.median(descriptors[:10]))
+    print(f"\nfrom minute {minute[0]:.1f} to {minute[-1]:.1f}: {slope:+.2f} MB a minute (asked: at most {SLOPE:g}), "
+          f"resident {resident[0]:.0f} to {resident[-1]:.0f} MB, at most {resident.max():.0f}; descriptors {more:+d} "
+          f"(asked: within {FILES}); temporary files at most {temporary.max():.1f} MB (asked: {TEMPORARY:.0f}); "
+          f"{count['failed']} failed")
+    return int(slope > SLOPE or abs(more) > FILES or temporary.max() > TEMPORARY or count["failed"] > 0)
+
+
+class Visit:
+    """What a visitor does from coming to vanishing; what was done is counted."""
+
+    def __init__(self, server: Server, run: str, gallery: str, captions: list[str], checkpoints: list[str]):
+        self.server, self.run, self.gallery = server, run, gallery
+        self.captions, self.checkpoints, self.count = captions, checkpoints, Counter()
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        """One visit. What fails is counted and said, and the next visitor comes."""
+        number = self._done("sessions") - 1
+        words = [self.captions[(number + i) % len(self.captions)] for i in range(3)]
+        checkpoint = self.checkpoints[number % len(self.checkpoints)]
+        try:
+            with Page(self.server.base) as page:
+                page.event("first")
+                page.event("opened", None, *ASKED)
+                for text in words:
+                    page.event("ask", None, None, text, None, "", 0.5, *ASKED)
+                    self.server.ask(text)
+                self._done("searches", 2 * len(words))
+                page.event("choose", None, None, None, "maps", at=0)
+                page.event("change", None, self.run, "", checkpoint, self.gallery, [])
+                self._done("switches")
+                page.event("ask", None, None, words[0], None, "", 0.5, *ASKED)
+                files = page.upload(*((f"{i}.png", scribble(number, i)) for i in range(4)))
+                self._done("uploads", len(files))
+                page.event("written", None, None, files[0], words[1])
+                page.event("upload", None, files, self.run, "", checkpoint)
+                page.event("opened", None, *ASKED)
+        except (httpx.HTTPError, RuntimeError) as error:
+            self._done("failed")
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+    def told(self) -> str:
+        """What was done so far."""
+        return ", ".join(f"{count:,} {what}" for what, count in sorted(self.count.items()))
+
+    def _done(self, what: str, times: int = 1) -> int:
+        with self._lock:
+            self.count[what] += times
+            return self.count[what]
+
+
+def scribble(visitor: int, number: int) -> bytes:
+    """A picture that nobody else has, as PNG."""
+    noise = np.random.default_rng((visitor, number, os.getpid())).integers(0, 256, (64, 64, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "PNG")
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
