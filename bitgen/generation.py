@@ -107,8 +107,8 @@ def _better(best: Tensor, kept: Tensor, scores: Tensor, live: Tensor, eos: int) 
 def _check(num_beams: int, top_p: float | None, temperature: float, max_tokens: int) -> None:
     if max_tokens < 1:
         raise ValueError(f"max_tokens {max_tokens}: expected at least 1")
-    if num_beams < 1:
-        raise ValueError(f"num_beams {num_beams}: expected at least 1 (1 is greedy)")
+    if num_beams < 1 or num_beams != int(num_beams):
+        raise ValueError(f"num_beams {num_beams}: expected a whole number of at least 1 (1 is greedy)")
     if top_p is not None and num_beams > 1:
         raise ValueError(f"num_beams {num_beams} and top_p {top_p}: choose beam search or sampling")
     if top_p is not None and not 0 < top_p <= 1:

@@ -20,6 +20,9 @@ from bitgen.tokenizer import Tokenizer
 from bitgen.vision import resolve_tower
 
 GPT2 = "openai-community/gpt2"
+SHAPING = ("hidden_size", "text_layers", "decoder_layers", "num_heads", "intermediate_size", "max_tokens",
+           "fusion_layers", "memory_slots")
+"""Settings of the model that its weights were made for."""
 
 
 def make_tokenizer(config: Config, data: Dataset, resume_from: Path | None) -> Tokenizer:
@@ -47,7 +50,8 @@ def make_tokenizer(config: Config, data: Dataset, resume_from: Path | None) -> T
 def make_model(config: Config, tokenizer: Tokenizer, resume_from: Path | None) -> BitGen:
     """The model, with its tower's pretrained weights where the run is new; completes `config.model` and `.vision`.
 
-    Raises `ValueError` for one that is so large that `bitgen.load` would refuse it after training.
+    Raises `ValueError` for one that is so large that `bitgen.load` would refuse it after training, and for a checkpoint
+    of a model of other sizes.
     """
     weights = None
     config.model.vocab_size = tokenizer.vocab_size
@@ -56,6 +60,10 @@ def make_model(config: Config, tokenizer: Tokenizer, resume_from: Path | None) -
     else:  # the tower's configuration is in the checkpoint; where it once came from may be gone
         saved = json.loads((resume_from / "config.json").read_text(encoding="utf-8"))
         config.vision = from_dict(VisionConfig, saved["vision"])
+        if changed := [f"model.{name} {saved['model'][name]} -> {getattr(config.model, name)}" for name in SHAPING
+                       if saved["model"][name] != getattr(config.model, name)]:
+            raise ValueError(f"cannot resume from {resume_from} with a model of other sizes: {', '.join(changed)}; "
+                             "leave them as they were, or begin anew in another --output-dir")
     check_sizes(config.model, config.vision)
     model = BitGen(config.model, config.vision)
     check_extent(model)

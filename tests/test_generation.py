@@ -151,6 +151,7 @@ def test_sampling_repeats_with_its_generator_and_only_then():
 
 @pytest.mark.parametrize("how, named", [
     ({"num_beams": 0}, "num_beams 0"),
+    ({"num_beams": 2.5}, "num_beams 2.5: expected a whole number"),
     ({"top_p": 0.0}, "top_p 0.0"),
     ({"top_p": 1.5}, "top_p 1.5"),
     ({"top_p": float("nan")}, "top_p nan"),

@@ -45,6 +45,11 @@ def test_other_threads_are_allowed_and_said(run, capsys):  # noqa: F811
     assert f"not bit-exact: threads {threads} -> {threads + 1}" in capsys.readouterr().err
 
 
+def test_another_size_is_the_settings_fault_not_the_checkpoints(run):  # noqa: F811
+    with pytest.raises(ValueError, match="other sizes: model.memory_slots 32 -> 8; leave"):
+        Trainer(config(run, "--resume", "auto", "--model.memory-slots", "8"))
+
+
 @pytest.mark.parametrize("spoil, reason", [
     (lambda state: state.pop("random"), "'random' is missing"),
     (lambda state: state["random"][0].pop("torch"), "'torch' is missing"),
