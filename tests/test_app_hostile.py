@@ -171,6 +171,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # gradio reads the header before we do
 @pytest.mark.parametrize("kind", PICTURES)
 def test_bad_pictures_are_refused_by_name_and_cost_little(page, place, kind):
     data, reason = PICTURES[kind]
