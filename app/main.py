@@ -40,6 +40,7 @@ from app.theme import CSS, theme
 
 PAGES = (search, caption, memory, map, training, compare)
 
+NOTHING = "Nothing is loaded."
 EMPTY = """
 ## No model yet
 
@@ -60,7 +61,7 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
         recent = gr.BrowserState([], storage_key="bitgen-recent")
         with gr.Row(elem_id="head"):
             gr.Markdown("# BitGen", container=False)
-            status = gr.Markdown("Nothing is loaded.", elem_id="status", container=False)
+            status = gr.Markdown("" if bench.start else NOTHING, elem_id="status", container=False)
         with gr.Column():
             panel = gr.Column()
             empty = gr.Markdown(EMPTY, visible=bench.start is None, elem_id="no-model")
@@ -74,7 +75,7 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
 
         def first(progress=gr.Progress()):  # noqa: B008 - gradio's way
             if bench.start is None:
-                return None, "Nothing is loaded."
+                return None, NOTHING
             return bench.open(bench.start, watched(progress)), choose.heading(bench, bench.start)
 
         demo.load(plain(first), None, [view, status], show_progress="minimal", **LOAD)
