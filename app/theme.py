@@ -16,7 +16,7 @@ CSS = """
 #head {align-items: baseline; justify-content: space-between; gap: 2px 16px;}
 #head > * {flex: 0 1 auto; min-width: 0; width: auto;}
 #head h1 {font-size: 1.35rem; font-weight: 650; letter-spacing: -.01em; margin: 0;}
-#status {text-align: right; min-width: min(100%, 24rem); min-height: 1.5rem;}  /* room for what loading says of itself */
+#status {text-align: right; min-width: min(100%, 24rem); min-height: 1.5rem;}  /* room for what loading says */
 #status p, .quiet p, .quiet {color: var(--body-text-color-subdued) !important; margin: 0;}
 .tabs h3 {font-size: 1.05rem; font-weight: 600; margin: 6px 0 0;}
 #no-model {max-width: 640px; margin: 8vh auto !important;}
