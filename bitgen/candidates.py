@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitgen import retrieval
 from bitgen.encoded import Gallery
-from bitgen.matching import WEIGHTS, Evidence, Weights, blind_likelihood, evidence
+from bitgen.matching import TO_CAPTIONS, TO_IMAGES, Evidence, Weights, blind_likelihood, evidence
 from bitgen.model import Encoded
 from bitgen.precision import fast
 
@@ -26,10 +26,13 @@ class Candidates(NamedTuple):
     """(Q, K) bool: candidates that belong to the query."""
     evidence: Evidence
     """Of all Q x K pairs, as (Q, K)."""
+    weights: Weights
+    """What the evidence counts in this direction, unless told otherwise."""
 
-    def reranked(self, ranking: retrieval.Ranking, scale: float, weights: Weights = WEIGHTS) -> retrieval.Ranking:
+    def reranked(self, ranking: retrieval.Ranking, scale: float, weights: Weights | None = None) -> retrieval.Ranking:
         """`ranking` of the same queries after the candidates were put in the order of ITC logit and evidence."""
-        return retrieval.rerank(ranking, self.evidence.weigh(scale * self.cosines, weights), self.right)
+        scores = self.evidence.weigh(scale * self.cosines, weights or self.weights)
+        return retrieval.rerank(ranking, scores, self.right)
 
 
 def candidates(model, gallery: Gallery, first: int = 32, batch_size: int = 256,
@@ -47,8 +50,8 @@ def candidates(model, gallery: Gallery, first: int = 32, batch_size: int = 256,
     known = pair_evidence(model, gallery, unique // captions, unique % captions, batch_size, device)
     sides = zip(*(x[place].split([found_texts.numel(), found_images.numel()]) for x in known))
     own = owner[found_texts] == torch.arange(len(images))[:, None], found_images == owner[:, None]
-    return tuple(Candidates(cosines, right, Evidence(*(x.view_as(cosines) for x in side)))
-                 for cosines, right, side in zip((i2t, t2i), own, sides))
+    return tuple(Candidates(cosines, right, Evidence(*(x.view_as(cosines) for x in side)), weights)
+                 for cosines, right, side, weights in zip((i2t, t2i), own, sides, (TO_CAPTIONS, TO_IMAGES)))
 
 
 @torch.no_grad()

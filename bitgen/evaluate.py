@@ -18,7 +18,7 @@ from torch import Tensor
 from bitgen import figures, retrieval
 from bitgen.candidates import candidates
 from bitgen.encoded import Gallery, batches, encode, words
-from bitgen.matching import WEIGHTS, Weights
+from bitgen.matching import Weights
 from bitgen.precision import fast
 from bitgen.scenes import attributes_right
 
@@ -31,13 +31,14 @@ PERPLEXITIES = {"with the image": "perplexity", "memory written": "perplexity_me
 
 @torch.no_grad()
 def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, device: str | None = None,
-             weights: Weights = WEIGHTS, gallery: Gallery | None = None) -> dict[str, float]:
+             weights: Weights | None = None, gallery: Gallery | None = None) -> dict[str, float]:
     """Everything measured of `model` on `dataset`, as flat keys; the model is left as it was.
 
     - `images`, `captions`, `unreadable` (images that were skipped)
     - `i2t_r1 … t2i_median_rank`, each with `chance_` in front; `i2t_r1_low`, `…_high`: 95 % interval over images
     - `rerank_…`: the first `rerank` candidates (0 leaves it out) put in the order of ITC logit and what matching head
-      and decoder say of the pair (see matching.py); `rerank_itm_…`: the matching head alone, with the same weight
+      and decoder say of the pair (see matching.py), each direction with its `weights` unless some are given;
+      `rerank_itm_…`: the matching head alone, with the same weight
     - `fold1k_…`: the mean over folds of 1,000 images, for galleries of 5,000 and more
     - the keys of `perplexities`, and on `scenes` those of `attributes`
 
@@ -91,15 +92,16 @@ def summary(report: dict[str, float]) -> str:
 # Retrieval ------------------------------------------------------------------------------------------------
 
 
-def _retrieval(model, gallery: Gallery, rerank: int, weights: Weights, batch_size: int, device) -> dict[str, float]:
+def _retrieval(model, gallery: Gallery, rerank: int, weights: Weights | None, batch_size: int,
+               device) -> dict[str, float]:
     """Recalls, intervals and chance levels of one gallery, by ITC and re-ranked."""
     images, texts, owner = gallery.image_features, gallery.text_features, gallery.owner
     rankings = retrieval.rank_features(images, texts, owner)
     report = retrieval.chance(owner, len(images)) | _recalls("", *rankings, owner)
     if rerank:
         found, scale = candidates(model, gallery, rerank, batch_size, device), model.scale().item()
-        for prefix, chosen in (("rerank_", weights), ("rerank_itm_", weights._replace(words=0.0))):
-            report |= _recalls(prefix, *(side.reranked(ranking, scale, chosen)
+        for prefix, change in (("rerank_", {}), ("rerank_itm_", {"words": 0.0})):
+            report |= _recalls(prefix, *(side.reranked(ranking, scale, (weights or side.weights)._replace(**change))
                                          for side, ranking in zip(found, rankings)), owner)
     return report
 

@@ -22,8 +22,8 @@ from bitgen.model import BitGen, Encoded
 class Weights(NamedTuple):
     """What a nat of each witness counts beside the ITC logit.
 
-    Chosen on the validation images of `scenes` (`python benchmarks/rerank.py runs/scenes --split val`); what is best
-    for other captions, longer ones above all, the same command says of a run on them.
+    Chosen on the validation images of `scenes` and of photos (`python benchmarks/rerank.py runs/scenes --split val`);
+    what is best for other captions, longer ones above all, the same command says of a run on them.
     """
 
     match: float = 0.25
@@ -34,7 +34,10 @@ class Weights(NamedTuple):
     """alpha: how much of the caption's likelihood under no image in particular is taken away."""
 
 
-WEIGHTS = Weights()
+TO_IMAGES = Weights()
+"""Where words look for images: what the words are worth without one is the same for all, so `prior` has no say."""
+TO_CAPTIONS = Weights(words=0.2, prior=1.0)
+"""Where an image looks for words: usual captions would win everywhere, so all that they are worth is taken away."""
 TAUGHT = 0.9
 """A decoder whose loss is above this share of chance has learned no words."""
 
@@ -62,7 +65,7 @@ class Evidence(NamedTuple):
         """
         return self.seen - self.blind
 
-    def weigh(self, logit: Tensor, weights: Weights = WEIGHTS) -> Tensor:
+    def weigh(self, logit: Tensor, weights: Weights = TO_IMAGES) -> Tensor:
         """ITC logits (M,) with the evidence added."""
         return logit + weights.match * self.odds + weights.words * (self.seen - weights.prior * self.blind)
 

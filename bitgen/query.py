@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitgen.encoded import words
 from bitgen.images import normalise
-from bitgen.matching import WEIGHTS, Evidence, Weights, blind_likelihood, evidence
+from bitgen.matching import TO_CAPTIONS, TO_IMAGES, Evidence, Weights, blind_likelihood, evidence
 from bitgen.model import BitGen, Encoded, unit
 from bitgen.processing import Processor
 
@@ -101,10 +101,11 @@ class Encoder:
         return evidence(self.model, image, text, ids, mask, pairs, blind_likelihood(self.model, ids, mask))
 
 
-def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights: Weights = WEIGHTS) -> Hits:
+def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights: Weights | None = None) -> Hits:
     """`hits` of Q queries in the order of ITC logit and evidence, which `matches` and `told` hold.
 
-    queries: the words that found pictures, or the pictures (as `Processor` takes them) that found captions.
+    queries: the words that found pictures, or the pictures (as `Processor` takes them) that found captions; `weights`
+    are those of the direction unless given.
     """
     found = Hits([], [], None if hits.texts is None else [], [], [])
     for i, query in enumerate(queries):
@@ -120,13 +121,15 @@ def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights:
 
 
 def reordered(encoder: Encoder, images: Sequence, texts: Sequence[str], cosines: Sequence[float],
-              weights: Weights = WEIGHTS) -> tuple[list[int], list[float], list[float]]:
+              weights: Weights | None = None) -> tuple[list[int], list[float], list[float]]:
     """n results, of one text or one image, by ITC logit and evidence: their new order; and, in the old one, the
-    matching head's probability and how much the picture tells of the words (`Evidence.match`, `.told`).
+    matching head's probability and how much the picture tells of the words (`Evidence.match`, `.told`). `weights` are
+    those of the direction unless given.
     """
     if not len(cosines):
         return [], [], []
     found = encoder.evidence(images, texts)
+    weights = weights or (TO_CAPTIONS if len(texts) > len(images) else TO_IMAGES)
     total = found.weigh(encoder.scale * torch.as_tensor(cosines, dtype=torch.float32), weights)
     return total.argsort(descending=True, stable=True).tolist(), found.match.tolist(), found.told.tolist()
 

@@ -20,7 +20,7 @@ from app.gallery import Uploads
 from app.guard import foreign
 from app.models import Choice, Models, Recent, View
 from app.search import Query, Wish
-from bitgen.matching import WEIGHTS
+from bitgen.matching import TO_IMAGES as WEIGHTS
 
 
 @pytest.fixture(scope="module")

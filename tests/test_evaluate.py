@@ -155,6 +155,8 @@ def test_reranking_is_the_decoder_at_work(tokenizer, monkeypatch):
     told = evaluate(*build(Teller, tokenizer), Numbers(), rerank=IMAGES * 3, weights=Weights(prior=1.0))
     assert told["rerank_t2i_r1"] == told["rerank_i2t_r1"] == 1.0
     assert told["rerank_itm_t2i_r1"] == pytest.approx(told["chance_t2i_r1"])
+    unasked = evaluate(*build(Teller, tokenizer), Numbers(), rerank=IMAGES * 3)
+    assert unasked["rerank_t2i_r1"] == unasked["rerank_i2t_r1"] == 1.0       # so it is unless told otherwise
     liked = evaluate(*build(Teller, tokenizer), Numbers(), rerank=IMAGES * 3, weights=Weights(prior=0.0))
     assert liked["rerank_t2i_r1"] == 1.0 and liked["rerank_i2t_r1"] < 0.1
 
