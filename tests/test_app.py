@@ -20,7 +20,7 @@ from app.gallery import Uploads
 from app.guard import foreign
 from app.models import Choice, Models, Recent, View
 from app.search import Query, Wish
-from bitgen.matching import TO_IMAGES as WEIGHTS
+from bitgen.matching import TO_IMAGES
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +219,8 @@ def test_tags_narrow_a_gallery_without_captions(bench, place):
 def test_reranking_orders_by_all_that_is_known_of_a_pair(bench):
     view, query = bench.start, Query("a red ring above a blue square")
     plain, both = (search.search(bench, view, query, Wish(top=24, rerank=rerank)).hits for rerank in (False, True))
-    encoder = bench.gallery(view).encoder
-    total = [encoder.scale * hit.score + WEIGHTS.match * np.log(hit.match / (1 - hit.match)) + WEIGHTS.words * hit.told
+    encoder, weights = bench.gallery(view).encoder, TO_IMAGES
+    total = [encoder.scale * hit.score + weights.match * np.log(hit.match / (1 - hit.match)) + weights.words * hit.told
              for hit in both]                  # what the words are worth under a blank picture is the same for all
     assert total == pytest.approx(sorted(total, reverse=True), abs=1e-4)
     assert {hit.name for hit in both} == {hit.name for hit in plain}
