@@ -76,6 +76,8 @@ class ModelConfig:
     """Learned gates before what one modality sees of the other; false fixes them at 1."""
     gate_start: float = 0.0
     """Where the gates begin: 0 lets pretrained towers start uni-modal; from scratch matching learns sooner from 1."""
+    embedding_start: Literal["random", "captions"] = "random"
+    """Where token embeddings begin: `captions` puts those that share training images near each other."""
     pooling: Literal["mean", "first"] = "mean"
     """Caption feature: mean over its tokens after self-attention; `first` is the first token alone (for ablation)."""
     memory_slots: int = 32
@@ -166,6 +168,8 @@ class OptimConfig:
     """Peak learning rate of the text decoder, which takes a higher one than the contrast; `lr` where not given."""
     weight_decay: float = 0.02
     """AdamW weight decay; none on norms, biases, gates and embeddings (guide: 0.02)."""
+    muon: bool = False
+    """Move matrices whose weights begin at random by Muon, everything else by AdamW (guide: AdamW alone)."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's betas."""
     warmup_steps: int = 1000

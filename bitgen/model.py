@@ -23,6 +23,8 @@ from bitgen.text import TextDecoder, TextEncoder
 from bitgen.vision import VisionTower
 
 MAX_LOGIT_SCALE = 100.0
+EMBEDDING_STD = 0.02
+"""Standard deviation of token and position embeddings at the start, as BERT's."""
 LOGITS = 2**24
 """Logits of words that are held at once: 64 MB, and as much again at work."""
 
@@ -57,7 +59,7 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
         self.decoder = TextDecoder(model)
         for module in (*self.text.modules(), *self.decoder.modules()):
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=EMBEDDING_STD)
         self.vision = VisionTower(vision)
         self.project = linear(self.vision.width, width, ternary=model.ternary)
         self.itc_image = nn.Linear(2 * width, width)

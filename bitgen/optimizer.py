@@ -1,4 +1,4 @@
-"""What AdamW is given: groups, the schedule of its rate; and the norms of the gradients it gets."""
+"""The optimizer: its groups, AdamW or Muon beside it, the schedule of their rate; and the norms of the gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
 
 from bitgen.config import OptimConfig
 
@@ -19,20 +20,54 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """AdamW's groups: tower, decoder and rest with their rates.
+    """Groups of parameters: tower, decoder and rest with their rates; `muon` marks what Muon is to move.
 
-    No decay on norms, biases, gates, embeddings, positions, the scale and the memory's prior.
+    No decay on norms, biases, gates, embeddings, positions, the scale and the memory's prior. With `config.muon` the
+    matrices that decay are Muon's, except those of a pretrained tower: its weights stay near where AdamW left them.
     """
     rates = {"vision": config.vision_lr or config.lr, "decoder": config.decoder_lr or config.lr}
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    groups: dict[tuple[float, float], list] = {}
+    gentle = {"vision"} if model.vision_config.pretrained else set()
+    groups: dict[tuple[bool, float, float], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            part = name.split(".")[0]
             plain = parameter.ndim < 2 or id(parameter) in embeddings or "embeddings." in name or "prior_" in name
-            rate = rates.get(name.split(".")[0], config.lr)
-            groups.setdefault((rate, 0.0 if plain else config.weight_decay), []).append(parameter)
-    return [{"params": parameters, "lr": rate, "weight_decay": decay}
-            for (rate, decay), parameters in sorted(groups.items())]
+            muon = config.muon and parameter.ndim == 2 and not plain and part not in gentle
+            key = muon, rates.get(part, config.lr), 0.0 if plain else config.weight_decay
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": parameters, "lr": rate, "weight_decay": decay, "muon": muon}
+            for (muon, rate, decay), parameters in sorted(groups.items())]
+
+
+class MuonAdamW(Optimizer):
+    """Muon for the groups marked `muon`, AdamW for the others: one optimizer to schedule, save and resume.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) makes every singular value of a matrix's step
+    alike; its steps are scaled to the length of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4), so that one rate
+    serves both.
+    """
+
+    def __init__(self, groups: list[dict], betas: tuple[float, float]):
+        others, matrices = ([group for group in groups if group["muon"] is muon] for muon in (False, True))
+        self.parts = AdamW(others, betas=betas, fused=True), Muon(matrices, adjust_lr_fn="match_rms_adamw")
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._link()
+
+    def _link(self) -> None:
+        """One state and one set of groups: what the parts see is what is scheduled and saved here."""
+        for part in self.parts:
+            part.state = self.state
+            part.param_groups = [group for group in self.param_groups if group["muon"] is isinstance(part, Muon)]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for part in self.parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._link()
 
 
 @torch.no_grad()

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.optim import AdamW, Optimizer
 
 from bitgen.admission import check_extent, check_sizes, check_tokenizer
 from bitgen.config import Config, VisionConfig, from_dict
+from bitgen.cooccurrence import token_embedding
 from bitgen.dataset import Dataset
-from bitgen.model import BitGen
-from bitgen.optimizer import parameter_groups
+from bitgen.model import EMBEDDING_STD, BitGen
+from bitgen.optimizer import MuonAdamW, parameter_groups
 from bitgen.tokenizer import Tokenizer
 from bitgen.vision import resolve_tower
 
@@ -47,8 +50,12 @@ def make_tokenizer(config: Config, data: Dataset, resume_from: Path | None) -> T
     return tokenizer
 
 
-def make_model(config: Config, tokenizer: Tokenizer, resume_from: Path | None) -> BitGen:
-    """The model, with its tower's pretrained weights where the run is new; completes `config.model` and `.vision`.
+def make_model(config: Config, tokenizer: Tokenizer, captions: Sequence[Sequence[str]],
+               resume_from: Path | None) -> BitGen:
+    """The model; completes `config.model` and `.vision`.
+
+    Where the run is new its tower has its pretrained weights, and its words begin as `model.embedding_start` says, from
+    the `captions` of each training image.
 
     Raises `ValueError` for one that is so large that `bitgen.load` would refuse it after training, and for a checkpoint
     of a model of other sizes.
@@ -69,10 +76,15 @@ def make_model(config: Config, tokenizer: Tokenizer, resume_from: Path | None) -
     check_extent(model)
     if weights is not None:
         model.vision.load_state_dict(weights)
+    if resume_from is None and config.model.embedding_start == "captions":
+        embedding = model.text.embedding.weight.data
+        company = token_embedding(captions, tokenizer, embedding.shape[1], config.model.max_tokens)
+        torch.where(company.any(1, keepdim=True), company * EMBEDDING_STD, embedding, out=embedding)
     model.tokenizer = tokenizer
     return model
 
 
-def make_optimizer(model: BitGen, config: Config) -> torch.optim.AdamW:
-    """AdamW, its groups at their peak rates."""
-    return torch.optim.AdamW(parameter_groups(model, config.optim), betas=config.optim.betas, fused=True)
+def make_optimizer(model: BitGen, config: Config) -> Optimizer:
+    """AdamW, or Muon and AdamW, with groups at their peak rates."""
+    groups, betas = parameter_groups(model, config.optim), config.optim.betas
+    return MuonAdamW(groups, betas) if config.optim.muon else AdamW(groups, betas=betas, fused=True)

@@ -75,7 +75,7 @@ class Trainer:
         self.tokenizer = make_tokenizer(config, self.train_data, self.resume_from)
         self.feed = Feed(self.train_data, self.tokenizer, config, self.device, process.process_index,
                          process.num_processes)
-        self.model = make_model(config, self.tokenizer, self.resume_from)
+        self.model = make_model(config, self.tokenizer, self.train_data.captions, self.resume_from)
         self.processor = Processor(self.tokenizer, config.vision, config.model.max_tokens)
         self.optimizer = make_optimizer(self.model, config)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]  # as configured, also where it resumes

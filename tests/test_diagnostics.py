@@ -16,7 +16,7 @@ from bitgen import slots as S
 from bitgen.config import LossConfig, OptimConfig, to_dict
 from bitgen.encoded import Gallery
 from bitgen.objective import Objective
-from bitgen.optimizer import parameter_groups
+from bitgen.optimizer import MuonAdamW, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +87,28 @@ def test_update_ratios_are_what_the_step_did(vision_lr):
         assert found[part] == pytest.approx(moved / weights, rel=2e-3)
 
 
-def test_a_checkpoint_tells_its_last_update(tmp_path):
-    model, config = tiny_model(), OptimConfig(lr=1e-3, vision_lr=3e-4, decoder_lr=2e-3)
+def test_update_ratios_of_muon_are_near_what_the_step_did():
+    model = tiny_model()
+    optimizer = MuonAdamW(parameter_groups(model, OptimConfig(lr=1e-3, muon=True)), (0.9, 0.98))
+    objective = Objective(model, LossConfig(queue=0, momentum=0.0))
+    for seed in range(3):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer.zero_grad()
+        objective(tiny_batch(seed=seed))[0]["total"].backward()
+        optimizer.step()
+    found = D.update_ratios(list(model.named_parameters()), optimizer.param_groups, optimizer.state)
+    for part in ("text", "vision", "decoder", "fusion", "project"):
+        pairs = [(p - before[name], p) for name, p in model.named_parameters() if name.startswith(f"{part}.")]
+        moved, weights = (torch.stack([x[i].norm() for x in pairs]).norm().item() for i in (0, 1))
+        assert found[part] == pytest.approx(moved / weights, rel=0.2), part
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_checkpoint_tells_its_last_update(tmp_path, muon):
+    model, config = tiny_model(), OptimConfig(lr=1e-3, vision_lr=3e-4, decoder_lr=2e-3, muon=muon)
     assert D.checkpoint_update_ratios(model, tmp_path) == {}
-    optimizer = torch.optim.AdamW(parameter_groups(model, config))
+    groups = parameter_groups(model, config)
+    optimizer = MuonAdamW(groups, (0.9, 0.98)) if muon else torch.optim.AdamW(groups)
     Objective(model, LossConfig(queue=0, momentum=0.0))(tiny_batch())[0]["total"].backward()
     optimizer.step()
     torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "checkpoint-1.pt")

@@ -29,7 +29,7 @@ ORDER = """
     images scene_words scenes transformer memory
     vision text generation fusion tokenizer
     listing shards annotations formats cache streamed dataset
-    processing negatives data prepare
+    processing cooccurrence negatives data prepare
     model
     matching
     chunked processes objective leak checkpoint projector hover logs exits precision
