@@ -74,4 +74,4 @@ def test_a_run_begins_with_them_and_repeats(tmp_path):
         assert starts[name].std().item() == pytest.approx(0.02, rel=0.1)
     assert torch.equal(starts["one"], starts["two"])
     changed = (starts["one"] != starts["other"]).all(1).float().mean().item()
-    assert 0.3 < changed < 1, "tokens that never occur begin at random"
+    assert 0.1 < changed < 1, "tokens that never occur begin at random"
