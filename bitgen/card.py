@@ -216,8 +216,9 @@ def _training(run: Record) -> list[str]:
         ["steps", f"{number(run.step)} of {number(run.fact('steps'))}"],
         ["images a step", f"{number(optim.batch_size)} x {number(optim.accumulation)} batches x "
                           f"{number(run.fact('machine', 'processes'))} processes"],
-        ["Muon and AdamW" if optim.muon else "AdamW", f"learning rate {number(optim.lr)}, weight decay {number(optim.weight_decay)}, "
-                  f"{number(optim.warmup_steps)} steps of warm-up"],
+        ["Muon and AdamW" if optim.muon else "AdamW",
+         f"learning rate {number(optim.lr)}, weight decay {number(optim.weight_decay)}, "
+         f"{number(optim.warmup_steps)} steps of warm-up"],
         ["seed", str(config.seed)]]
     return [table([f"of {code(run.data)}", ""], rows), _objectives(run)]
 
