@@ -61,11 +61,13 @@ class MuonAdamW(Optimizer):
             part.param_groups = [group for group in self.param_groups if group["muon"] is isinstance(part, Muon)]
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self) -> None:
+        """Move every weight that has a gradient."""
         for part in self.parts:
             part.step()
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Put back what `state_dict` gave. Raises `ValueError` for that of other groups."""
         super().load_state_dict(state_dict)
         self._link()
 

@@ -142,8 +142,8 @@ def test_every_loss_is_logged_beside_its_chance_level(run):
 
 
 def test_training_learns_to_tell_images_apart(tmp_path):
-    settings = ["--optim.max-steps", "60", "--optim.epochs", "10", "--optim.lr", "2e-3", "--save-every", "60",
-                "--validate-every", "60", "--data.scenes-train", "512", "--optim.batch-size", "32",
+    settings = ["--optim.max-steps", "80", "--optim.epochs", "10", "--optim.lr", "2e-3", "--save-every", "80",
+                "--validate-every", "80", "--data.scenes-train", "512", "--optim.batch-size", "32",
                 "--log-every", "20", "--loss.momentum", "0.9", "--loss.text", "0.5", "--loss.itm", "0.5"]
     found = Trainer(config(tmp_path, *settings)).fit()
     assert found["t2i_r10"] > 2 * found["chance_t2i_r10"]
