@@ -8,13 +8,14 @@ ones push it out, and visitors with it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 from gradio.state_holder import SessionState, StateHolder
 
-from app import limits
+from app import heap, limits
 
 
 class Session(SessionState):
@@ -45,7 +46,11 @@ class Sessions(StateHolder):
 
 @asynccontextmanager
 async def lean(app) -> AsyncIterator[None]:
-    """For the life of a gradio server: its sessions are `Sessions`."""
+    """For the life of a gradio server: its sessions are `Sessions`, and memory that was freed goes back."""
     app.state_holder = Sessions()
     app.state_holder.set_blocks(app.get_blocks())
-    yield
+    trimming = asyncio.create_task(heap.keep_trimmed())
+    try:
+        yield
+    finally:
+        trimming.cancel()
