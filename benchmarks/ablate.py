@@ -1,7 +1,7 @@
 """What each part of the model is worth: the full model against the model without it, same steps and seeds.
 
     python benchmarks/ablate.py                                  # the quick pass: 1 seed, few steps
-    python benchmarks/ablate.py --steps 300 --seeds 0 1 2        # the full table
+    python benchmarks/ablate.py --steps 120 --seeds 0 1 2        # the full table
 
 Every run is `bitgen train --config scenes` with one change, on one thread, then `bitgen evaluate` on the test split
 (colour-shape pairs never seen together in training). Prints a Markdown table, mean ± half the range over seeds.
@@ -22,7 +22,7 @@ import measure
 
 VARIANTS = {
     "full": [],
-    "with a queue of 4096": ["--loss.queue", "4096", "--loss.queue-start", "120"],
+    "with a queue of 4096": ["--loss.queue", "4096", "--loss.queue-start", "40"],
     "without momentum": ["--loss.momentum", "0"],
     "without ITM": ["--loss.itm", "0"],
     "without text loss": ["--loss.text", "0"],
