@@ -58,19 +58,16 @@ def make_model(config: Config, tokenizer: Tokenizer, captions: Sequence[Sequence
     the `captions` of each training image.
 
     Raises `ValueError` for one that is so large that `bitgen.load` would refuse it after training, and for a checkpoint
-    of a model of other sizes.
+    of a model of other sizes or of another optimizer.
     """
     weights = None
     config.model.vocab_size = tokenizer.vocab_size
     if resume_from is None:
         config.vision, weights = resolve_tower(config.vision)
     else:  # the tower's configuration is in the checkpoint; where it once came from may be gone
+        _check_same(config, resume_from)
         saved = json.loads((resume_from / "config.json").read_text(encoding="utf-8"))
         config.vision = from_dict(VisionConfig, saved["vision"])
-        if changed := [f"model.{name} {saved['model'][name]} -> {getattr(config.model, name)}" for name in SHAPING
-                       if saved["model"][name] != getattr(config.model, name)]:
-            raise ValueError(f"cannot resume from {resume_from} with a model of other sizes: {', '.join(changed)}; "
-                             "leave them as they were, or begin anew in another --output-dir")
     check_sizes(config.model, config.vision)
     model = BitGen(config.model, config.vision)
     check_extent(model)
@@ -82,6 +79,16 @@ def make_model(config: Config, tokenizer: Tokenizer, captions: Sequence[Sequence
         torch.where(company.any(1, keepdim=True), company * EMBEDDING_STD, embedding, out=embedding)
     model.tokenizer = tokenizer
     return model
+
+
+def _check_same(config: Config, resume_from: Path) -> None:
+    """Raise `ValueError` where the checkpoint's weights or its optimizer's state could not be taken over."""
+    was = json.loads((resume_from / "run.json").read_text(encoding="utf-8"))
+    pairs = [(f"model.{name}", was["model"][name], getattr(config.model, name)) for name in SHAPING]
+    pairs.append(("optim.muon", was["optim"].get("muon", False), config.optim.muon))
+    if changed := [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]:
+        raise ValueError(f"cannot resume from {resume_from} with a model of other sizes or another optimizer: "
+                         f"{', '.join(changed)}; leave them as they were, or begin anew in another --output-dir")
 
 
 def make_optimizer(model: BitGen, config: Config) -> Optimizer:

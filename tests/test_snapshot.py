@@ -45,9 +45,11 @@ def test_other_threads_are_allowed_and_said(run, capsys):  # noqa: F811
     assert f"not bit-exact: threads {threads} -> {threads + 1}" in capsys.readouterr().err
 
 
-def test_another_size_is_the_settings_fault_not_the_checkpoints(run):  # noqa: F811
-    with pytest.raises(ValueError, match="other sizes: model.memory_slots 32 -> 8; leave"):
-        Trainer(config(run, "--resume", "auto", "--model.memory-slots", "8"))
+@pytest.mark.parametrize("change, told", [(["--model.memory-slots", "8"], "model.memory_slots 32 -> 8"),
+                                          (["--optim.muon", "False"], "optim.muon True -> False")])
+def test_another_size_or_optimizer_is_the_settings_fault_not_the_checkpoints(run, change, told):  # noqa: F811
+    with pytest.raises(ValueError, match=f"cannot resume .* or another optimizer: {told}; leave"):
+        Trainer(config(run, "--resume", "auto", *change))
 
 
 @pytest.mark.parametrize("spoil, reason", [
