@@ -31,6 +31,7 @@ from bitgen.objective import Objective
 from bitgen.optimizer import gradient_norms, schedule
 from bitgen.precision import precision
 from bitgen.processing import Processor
+from bitgen.randomness import repeatable
 from bitgen.ranges import check_config
 from bitgen.saving import FAILED, LEAVING, PUSHING, Saver
 from bitgen.setup import make_model, make_optimizer, make_tokenizer
@@ -104,7 +105,7 @@ class Trainer:
         self.journal.open(self.config, self.model, f"{len(self.train_data)} training images, {len(self.val_data)} for "
                           f"validation; {self.steps} steps on {self.device}", self.step)
         self.journal.unreadable(unreadable)
-        with closing(self.journal), self.signals:
+        with closing(self.journal), self.signals, repeatable(self.device):
             try:
                 if self.step == self.steps and self.saver:  # the run has ended before, perhaps without a Hub
                     self.saver.offer(self.step, self.best["step"])

@@ -243,6 +243,22 @@ def test_muon_makes_every_direction_of_a_step_alike():
     assert 0.6 < values.min() and values.max() < 1.3
 
 
+def test_a_run_repeats_to_the_bit_on_two_threads(tmp_path, monkeypatch):
+    runs, modes, threads = [], [], torch.get_num_threads()
+    monkeypatch.setattr(Trainer, "_log", lambda self, report: modes.append(torch.get_deterministic_debug_mode()))
+    torch.set_num_threads(2)
+    try:
+        for name in ("one", "two"):
+            runs.append(Trainer(config(tmp_path / name)))
+            runs[-1]._validated = lambda: False
+            runs[-1].fit()
+    finally:
+        torch.set_num_threads(threads)
+    weights = [list(one.model.parameters()) for one in runs]
+    assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+    assert set(modes) == {1}
+
+
 def test_the_schedule_warms_up_and_falls_to_a_tenth():
     rates = [schedule(step, 1000, 100) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01) and max(rates) == pytest.approx(1.0)
