@@ -11,6 +11,7 @@ from bitgen.config import Config
 from bitgen.data import Collator
 from bitgen.encoded import Gallery
 from bitgen.images import normalise
+from bitgen.leak import leak
 from bitgen.model import BitGen
 from bitgen.objective import Objective
 from bitgen.retrieval import recall_at_k
@@ -21,6 +22,8 @@ from bitgen.tokenizer import Tokenizer
 def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelerator: Accelerator,
              batch_size: int = 100) -> tuple[dict[str, float], Gallery]:
     """Losses without queue and without augmentation, and recall over the whole split; the same at every call.
+
+    With them what the decoder makes of words in random order (`bitgen.leak`), in the last batch.
 
     Nothing of the model's state changes: hard negatives and left-out images come from a fixed seed.
     """
@@ -43,6 +46,8 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
             owners.append(batch.image_index + start)
             for name, value in {**losses, **report}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(pixels) / len(places)
+        with accelerator.autocast():  # last of all, so that nothing above draws other random numbers for it
+            sums |= leak(objective, image, batch)
     gallery = Gallery(*(torch.cat(x).cpu() for x in (images, texts, owners)), indices=places)
     recall = recall_at_k(gallery.image_features, gallery.text_features, gallery.owner)
     return {**sums, **{name: float(value) for name, value in recall.items()}, "images": len(places)}, gallery

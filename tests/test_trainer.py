@@ -150,6 +150,11 @@ def test_training_learns_to_tell_images_apart(tmp_path):
     assert found["text_nll"] < 0.6 * math.log(512)
 
 
+def test_validation_looks_for_a_leak_of_the_decoder(run):
+    [row] = [line for line in read_metrics(run) if "val_t2i_r1" in line]
+    assert row["val_text_dealt"] > row["val_text_dealt_chance"] > 0
+
+
 def test_two_seeds_differ_and_one_seed_repeats(run, tmp_path):
     again, other = tmp_path / "again", tmp_path / "other"
     Trainer(config(again, "--optim.max-steps", "2", "--save-every", "2")).fit()
