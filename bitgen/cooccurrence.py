@@ -19,9 +19,12 @@ IMAGES = 20000
 
 def presence(captions: Sequence[Sequence[str]], tokenizer: Tokenizer, max_tokens: int) -> Tensor:
     """1 where a token stands under an image, as a sparse (I, V) tensor."""
-    under = [ids[mask].unique() for ids, mask in (tokenizer.encode(texts, max_tokens) for texts in captions)]
-    images = torch.arange(len(under)).repeat_interleave(torch.tensor([len(tokens) for tokens in under]))
-    return _sparse(torch.stack([images, torch.cat(under)]), torch.ones(len(images)), (len(under), tokenizer.vocab_size))
+    ids, mask = tokenizer.encode([text for texts in captions for text in texts], max_tokens)
+    owner = torch.arange(len(captions)).repeat_interleave(torch.tensor([len(texts) for texts in captions]))
+    vocabulary = tokenizer.vocab_size
+    pairs = (owner[:, None] * vocabulary + ids)[mask].unique()                       # sorted by image, then by token
+    return _sparse(torch.stack([pairs // vocabulary, pairs % vocabulary]), torch.ones(len(pairs)),
+                   (len(captions), vocabulary))
 
 
 def positive_pmi(together: Tensor) -> Tensor:
