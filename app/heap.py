@@ -2,7 +2,8 @@
 
 glibc gives threads arenas of their own, up to eight a core, and keeps what is freed in them. A visitor's look into a
 picture takes tens of MB for a moment, in whichever thread comes next, so the process would grow by that for every
-arena until each of them is as large as the largest of these moments, far above what is alive.
+arena until each of them is as large as the largest of these moments, far above what is alive. So threads share a few
+arenas, and every other second all that is free in them is given back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import ctypes
 import os
 
 SECONDS = 2
-"""Between two times that memory is given back; it takes 1 ms, and about half a ms for each MB that there is."""
+"""Between two times that memory is given back."""
 
 ARENAS = 2
 """Heaps that threads share, so that what one has freed another can use."""

@@ -134,6 +134,7 @@ def checkpoint_update_ratios(model: BitGen, folder: str | Path) -> dict[str, flo
              for parameter, number in zip(group["params"], old["params"])]
     sizes = [[len(group["params"]) for group in some] for some in (groups, saved["param_groups"])]
     known = [(parameter, saved["state"][number]) for parameter, number in pairs if number in saved["state"]]
+    # Of a weight's moments all but the count of its steps are as large as it is.
     if sizes[0] != sizes[1] or any(all(parameter.shape != moment.shape for moment in moments.values())
                                    for parameter, moments in known):
         return {}

@@ -65,7 +65,7 @@ class Evidence(NamedTuple):
         """
         return self.seen - self.blind
 
-    def weigh(self, logit: Tensor, weights: Weights = TO_IMAGES) -> Tensor:
+    def weigh(self, logit: Tensor, weights: Weights) -> Tensor:
         """ITC logits (M,) with the evidence added."""
         return logit + weights.match * self.odds + weights.words * (self.seen - weights.prior * self.blind)
 

@@ -23,7 +23,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     """Groups of parameters: tower, decoder and rest with their rates; `muon` marks what Muon is to move.
 
     No decay on norms, biases, gates, embeddings, positions, the scale and the memory's prior. With `config.muon` the
-    matrices that decay are Muon's, except those of a pretrained tower: its weights stay near where AdamW left them.
+    matrices that decay are Muon's, except those of a pretrained tower, which is to stay near where it is.
     """
     rates = {"vision": config.vision_lr or config.lr, "decoder": config.decoder_lr or config.lr}
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}

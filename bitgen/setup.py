@@ -65,8 +65,8 @@ def make_model(config: Config, tokenizer: Tokenizer, captions: Sequence[Sequence
     if resume_from is None:
         config.vision, weights = resolve_tower(config.vision)
     else:  # the tower's configuration is in the checkpoint; where it once came from may be gone
-        _check_same(config, resume_from)
-        saved = json.loads((resume_from / "config.json").read_text(encoding="utf-8"))
+        saved = json.loads((resume_from / "run.json").read_text(encoding="utf-8"))
+        _check_same(config, saved, resume_from)
         config.vision = from_dict(VisionConfig, saved["vision"])
     check_sizes(config.model, config.vision)
     model = BitGen(config.model, config.vision)
@@ -81,11 +81,10 @@ def make_model(config: Config, tokenizer: Tokenizer, captions: Sequence[Sequence
     return model
 
 
-def _check_same(config: Config, resume_from: Path) -> None:
-    """Raise `ValueError` where the checkpoint's weights or its optimizer's state could not be taken over."""
-    was = json.loads((resume_from / "run.json").read_text(encoding="utf-8"))
-    pairs = [(f"model.{name}", was["model"][name], getattr(config.model, name)) for name in SHAPING]
-    pairs.append(("optim.muon", was["optim"].get("muon", False), config.optim.muon))
+def _check_same(config: Config, saved: dict, resume_from: Path) -> None:
+    """Raise `ValueError` where weights or optimizer of the checkpoint with `saved` settings could not be taken over."""
+    pairs = [(f"model.{name}", saved["model"][name], getattr(config.model, name)) for name in SHAPING]
+    pairs.append(("optim.muon", saved["optim"].get("muon", False), config.optim.muon))  # older runs had no Muon
     if changed := [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]:
         raise ValueError(f"cannot resume from {resume_from} with a model of other sizes or another optimizer: "
                          f"{', '.join(changed)}; leave them as they were, or begin anew in another --output-dir")
