@@ -141,11 +141,12 @@ def test_every_loss_is_logged_beside_its_chance_level(run):
     assert {"val_t2i_r1", "val_chance_t2i_r1", "val_total"} <= lines[-1].keys()
 
 
-def test_training_learns_to_tell_images_apart(tmp_path):
-    settings = ["--optim.max-steps", "80", "--optim.epochs", "10", "--optim.lr", "2e-3", "--save-every", "80",
-                "--validate-every", "80", "--data.scenes-train", "512", "--optim.batch-size", "32",
+@pytest.mark.parametrize("steps, rates", [("60", ["--optim.muon", "False", "--optim.decoder-lr", "2e-3"]), ("80", [])])
+def test_training_learns_to_tell_images_apart(tmp_path, steps, rates):
+    settings = ["--optim.max-steps", steps, "--optim.epochs", "10", "--optim.lr", "2e-3", "--save-every", steps,
+                "--validate-every", steps, "--data.scenes-train", "512", "--optim.batch-size", "32",
                 "--log-every", "20", "--loss.momentum", "0.9", "--loss.text", "0.5", "--loss.itm", "0.5"]
-    found = Trainer(config(tmp_path, *settings)).fit()
+    found = Trainer(config(tmp_path, *settings, *rates)).fit()
     assert found["t2i_r10"] > 2 * found["chance_t2i_r10"]
     assert found["text_nll"] < 0.6 * math.log(512)
 
