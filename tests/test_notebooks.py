@@ -177,3 +177,28 @@ def test_a_cell_that_fails_or_warns_is_noticed(tmp_path):
 
 def test_every_notebook_has_conclusions():
     assert {path.stem for path in NOTEBOOKS} == set(CONCLUSIONS)
+
+
+def test_pictures_keep_frequent_and_rare_colours():
+    """Light grounds, a colour bar, dots of a colour that nothing else has, and noise that asks for every colour."""
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    picture = np.full((200, 300, 3), (240, 222, 190), np.uint8)                     # the beige of `scenes`
+    picture[:100, 150:] = (200, 238, 214)                                           # and its mint
+    picture[110:190, 10:265] = np.stack([np.arange(255), np.arange(255) // 2 + 40, 255 - np.arange(255)], -1)
+    picture[150:, 265:] = np.random.default_rng(0).integers(0, 256, (50, 35, 3))      # more than any palette holds
+    picture[20:24, 20:24] = (60, 0, 90)
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "PNG")
+    cell = nbformat.v4.new_code_cell("", outputs=[nbformat.v4.new_output(
+        "display_data", {"image/png": base64.b64encode(png.getvalue()).decode()})])
+    EXECUTE.shrink(nbformat.v4.new_notebook(cells=[cell]))
+    shrunk = base64.b64decode(cell.outputs[0].data["image/png"])
+    with Image.open(io.BytesIO(shrunk)) as found:
+        assert found.mode == "P"
+        error = np.abs(np.asarray(found.convert("RGB"), int) - picture)
+    assert error[:100].max() <= 4 and error[:, :265].max() <= 24
