@@ -148,6 +148,8 @@ class LossConfig:
     """Batches before the queue begins: while features move fast, old keys only tell their age."""
     momentum: float = 0.995
     """Decay of the exponential moving average that encodes the queue's keys; 0 enqueues the online features."""
+    contrast_captions: int | None = None
+    """Captions of an image in the batch that contrast and matching see (None: all); the decoder is taught all."""
     episode: int = 24
     """Images written to the memory together; below the number of slots, or they cannot be told apart."""
     left_out: float = 0.5
@@ -171,7 +173,7 @@ class OptimConfig:
     muon: bool = False
     """Move matrices whose weights begin at random by Muon, everything else by AdamW (guide: AdamW alone)."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's betas."""
+    """AdamW's betas; Muon's momentum is the first."""
     warmup_steps: int = 1000
     """Steps of linear warm-up, then cosine to a tenth (guide: 1000)."""
     clip: float = 1.0

@@ -48,6 +48,15 @@ class Batch:
                  for f in dataclasses.fields(self) if f.name != "bad"}
         return dataclasses.replace(self, **moved)
 
+    def first_captions(self, count: int | None) -> Batch:
+        """The same images with the first `count` captions of each; None: with all."""
+        if count is None:
+            return self
+        before = torch.searchsorted(self.image_index, self.image_index)          # (N,) captions of the images before
+        kept = torch.arange(len(self.image_index), device=before.device) - before < count
+        texts = "input_ids", "attention_mask", "image_index", "caption_ids"
+        return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in texts})
+
 
 class BatchSampler:
     """Which images form which batch: a shuffle of each epoch, cut into batches for each of `world` processes."""

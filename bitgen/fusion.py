@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitgen.config import ModelConfig
-from bitgen.transformer import Attention, FeedForward
+from bitgen.transformer import Attention, FeedForward, rows_of
 
 Attentions = dict[str, list[Tensor]]
 
@@ -76,7 +76,8 @@ class Fusion(nn.Module):
             image, text = image[:, rows], layer.alone(text, mask, rows)
             if depth == 0 and pairs is not None:
                 images, captions = pairs
-                image, text, mask = image[images], text[captions], mask[captions]
-                patch_keys, word_keys = [x[images] for x in patch_keys], [x[captions] for x in word_keys]
+                image, text, mask = rows_of(image, images), rows_of(text, captions), mask[captions]
+                patch_keys = [rows_of(x, images) for x in patch_keys]
+                word_keys = [rows_of(x, captions) for x in word_keys]
             image, text = layer.together(image, text, patch_keys, word_keys, mask, attentions)
         return torch.cat([self.norm_text(text[:, 0]), self.norm_image(image[:, 0])], -1)

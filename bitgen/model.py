@@ -20,6 +20,7 @@ from bitgen.generation import generate
 from bitgen.memory import Belief, EpisodicMemory, Reading
 from bitgen.ranges import check_ranges
 from bitgen.text import TextDecoder, TextEncoder
+from bitgen.transformer import rows_of
 from bitgen.vision import VisionTower
 
 MAX_LOGIT_SCALE = 100.0
@@ -159,9 +160,15 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
 
     # Decoder ----------------------------------------------------------------------------------------------
 
-    def decode(self, input_ids: Tensor, context: Tensor) -> Tensor:
-        """Teacher-forced states (N, L, D): state i, from tokens <= i and the context (N, S, D), predicts token i+1."""
-        return self.decoder(self.text.embedding(input_ids), self.decoder.contexts(context))
+    def decode(self, input_ids: Tensor, context: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Teacher-forced states (N, L, D): state i, from tokens <= i and the context, predicts token i+1.
+
+        context: (N, S, D); or (C, S, D) with `rows` (N,), which of them each caption looks at, its keys made once.
+        """
+        keys = self.decoder.contexts(context)
+        if rows is not None:
+            keys = [tuple(rows_of(x, rows) for x in pair) for pair in keys]
+        return self.decoder(self.text.embedding(input_ids), keys)
 
     def text_logits(self, pixel_values: Tensor, input_ids: Tensor, belief: Belief | None = None) -> Tensor:
         """Logits (N, L, V) of the next token at each place, for caption i under image i."""

@@ -57,26 +57,32 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
         """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to write later."""
-        chunk = self.config.chunk
+        chunk, told = self.config.chunk, batch
+        batch = batch.first_captions(self.config.contrast_captions) if self.training else batch
         image = encode_in_chunks(self.model.image_tokens, chunk, batch.pixel_values)
         text = encode_in_chunks(self.model.text_tokens, chunk, batch.input_ids, batch.attention_mask)
         queued = self.queue is not None and self.training and int(self.steps) >= self.config.queue_start
-        return self.score(image, text, batch, self._keys(batch, image, text) if queued else None)
+        return self.score(image, text, batch, self._keys(batch, image, text) if queued else None, told)
 
-    def score(self, image: Encoded, text: Encoded, batch: Batch,
-              keys: Keys | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
-        """The same from B images and N captions that are encoded already; without `keys` the queue takes no part."""
+    def score(self, image: Encoded, text: Encoded, batch: Batch, keys: Keys | None = None,
+              told: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
+        """The same from B images and N captions that are encoded already; without `keys` the queue takes no part.
+
+        told: the batch with all captions that the decoder is taught, where those are more than the N.
+        """
         losses, report = {}, {}
-        first, last = _ends(batch.image_index, len(batch.image_ids))
+        told = told or batch
+        first, _ = _ends(batch.image_index, len(batch.image_ids))
+        _, last = _ends(told.image_index, len(batch.image_ids))
         with torch.autocast(image.feature.device.type, enabled=False):
             losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, keys, batch, first, report)
         code = None
         if self.config.itm or self.model.memory is not None:
             code = self._match(image, text, batch, first, similarity, allowed, losses, report)
-        another = batch.caption_ids[first] != batch.caption_ids[last]                # than the one to be decoded
+        another = batch.caption_ids[first] != told.caption_ids[last]                 # than the one to be decoded
         reading, *written = self._episode(image.feature, text.feature[first], code, another, losses, report)
         if self.config.text:
-            self._reconstruct(image, reading, batch, last, losses, report)
+            self._reconstruct(image, reading, told, last, losses, report)
         losses["total"] = sum(getattr(self.config, name) * loss for name, loss in losses.items())
         return losses, {name: value.detach() for name, value in report.items()}, Pending(keys, *written)
 
@@ -186,13 +192,11 @@ class Objective(nn.Module):
         An image's last caption has what the memory returned. The others have an empty reading, since one of them was
         written and would be read back.
         """
-        owner = batch.image_index
-        remembered = self.model.context(image, reading)[owner]                        # (N, S, D)
-        empty = self.model.context(image._replace(feature=image.feature.detach()))[owner]
-        recalls = torch.zeros_like(owner, dtype=torch.bool).index_fill(0, last, True)
-        context = torch.where(recalls[:, None, None], remembered, empty)
-        real = batch.attention_mask[:, 1:]
-        states = self.model.decode(batch.input_ids[:, :-1], context)[real]
+        owner, real = batch.image_index, batch.attention_mask[:, 1:]
+        empty = self.model.context(image._replace(feature=image.feature.detach()))    # (B, S, D)
+        context = torch.cat([empty, self.model.context(image, reading)])
+        rows = owner.index_add(0, last, torch.full_like(last, len(empty)))            # (N,) empty or full reading
+        states = self.model.decode(batch.input_ids[:, :-1], context, rows)[real]
         losses["text"], report["text_nll"] = text_loss(states, self.model.text.embedding.weight,
                                                        batch.input_ids[:, 1:][real], self.config.label_smoothing)
 

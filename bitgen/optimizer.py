@@ -40,6 +40,40 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
             for (muon, rate, decay), parameters in sorted(groups.items())]
 
 
+class StackedMuon(Muon):
+    """torch's Muon with the matrices of one shape moved together: of small ones the calls cost, not the arithmetic."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every matrix that has a gradient."""
+        for group in self.param_groups:
+            rate, momentum = float(group["lr"]), group["momentum"]
+            moved = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in moved]
+            averages = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in moved]
+            torch._foreach_lerp_(averages, grads, 1 - momentum)
+            towards = torch._foreach_lerp(grads, averages, momentum)
+            torch._foreach_mul_(moved, 1 - rate * group["weight_decay"])
+            for shape in sorted({p.shape for p in moved}):
+                places = [i for i, p in enumerate(moved) if p.shape == shape]
+                steps = orthogonal(torch.stack([towards[i] for i in places]), group["ns_coefficients"],
+                                   group["ns_steps"], group["eps"])
+                torch._foreach_add_([moved[i] for i in places], list(steps.to(moved[0].dtype)),
+                                    alpha=-0.2 * math.sqrt(max(shape)) * rate)
+
+
+def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Matrices (N, R, C), all their singular values brought near 1, in bf16: Newton-Schulz as in `torch.optim.Muon`."""
+    upright = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    x = (x.mT if upright else x) / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    straight, cubic, quintic = coefficients
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=straight)
+    return x.mT if upright else x
+
+
 class MuonAdamW(Optimizer):
     """Muon for the groups marked `muon`, AdamW for the others: one optimizer to schedule, save and resume.
 
@@ -50,7 +84,8 @@ class MuonAdamW(Optimizer):
 
     def __init__(self, groups: list[dict], betas: tuple[float, float]):
         others, matrices = ([group for group in groups if group["muon"] is muon] for muon in (False, True))
-        self.parts = AdamW(others, betas=betas, fused=True), Muon(matrices, adjust_lr_fn="match_rms_adamw")
+        self.parts = AdamW(others, betas=betas, fused=True), StackedMuon(matrices, momentum=betas[0],
+                                                                     adjust_lr_fn="match_rms_adamw")
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._link()
 

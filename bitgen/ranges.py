@@ -18,7 +18,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {  # smallest and largest al
               "temperature": (0.01, inf), "gate_start": (0, inf)},
     "loss": {"itc": (0, inf), "itm": (0, inf), "text": (0, inf), "memory_kl": (0, inf), "label_smoothing": (0, 0.99),
              "queue_start": (0, inf), "queue": (0, inf), "momentum": (0, 1), "episode": ANY, "left_out": (0, 1),
-             "chunk": ANY},
+             "chunk": ANY, "contrast_captions": ANY},
     "optim": {"lr": (0, inf), "vision_lr": (0, inf), "decoder_lr": (0, inf), "weight_decay": (0, inf),
               "warmup_steps": (0, inf), "clip": (1e-6, inf), "batch_size": ANY, "accumulation": ANY, "epochs": ANY,
               "betas": (0, 0.99999), "max_steps": ANY, "patience": ANY, "min_delta": (0, inf), "max_skipped": (0, inf)},

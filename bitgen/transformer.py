@@ -33,6 +33,26 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, weigh
     return scores @ value
 
 
+class _Rows(torch.autograd.Function):
+    """`x[index]`; backward adds up rows, where torch's deterministic mode on a CPU would add up numbers one by one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape = x.shape
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        index, = ctx.saved_tensors
+        return grad.new_zeros(ctx.shape).index_add_(0, index, grad), None
+
+
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
+    """Rows index (M,) of x (N, …), each as often as it is named: (M, …)."""
+    return _Rows.apply(x, index)
+
+
 class Attention(nn.Module):
     """Multi-head attention of x (B, L, D) over a context (B, S, D), itself where none is given."""
 

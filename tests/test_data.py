@@ -88,6 +88,20 @@ def test_fewer_captions_than_asked_for(tokenizer):
     assert batch.image_index.tolist() == [0, 1]
 
 
+def test_first_captions_of_each_image(tokenizer):
+    dataset = memory()
+    dataset.captions[3] = dataset.captions[3][:1]
+    batch = Collator(dataset, tokenizer, SIZE, None, seed=0)([0, 3, 5])
+    some = batch.first_captions(2)
+    assert some.image_index.tolist() == [0, 0, 1, 2, 2] and some.image_ids is batch.image_ids
+    assert [tokenizer.decode(row) for row in some.input_ids] == [
+        "caption 0 0", "caption 0 1", "caption 3 0", "caption 5 0", "caption 5 1"]
+    kept = [0, 1, 5, 6, 7]
+    assert torch.equal(some.caption_ids, batch.caption_ids[kept])
+    assert torch.equal(some.attention_mask, batch.attention_mask[kept])
+    assert same(batch.first_captions(5), batch) and batch.first_captions(None) is batch
+
+
 def test_equal_captions_have_equal_ids(tokenizer):
     dataset = memory(count=2)
     dataset.captions[0], dataset.captions[1] = ["A dog  runs"], ["a dog runs "]

@@ -201,6 +201,13 @@ def test_cached_greedy_captions_equal_the_full_forward(ternary, slots):
     assert torch.equal(torch.nn.functional.pad(written, (0, 10 - written.shape[1]), value=59), ids[:, 1:])
 
 
+def test_captions_that_share_a_context_are_decoded_as_if_each_had_its_own():
+    model, (pixels, ids, _) = tiny_model(), inputs()
+    context, rows = model.context(model.image_tokens(pixels)), torch.tensor([2, 0, 2, 1, 1, 0])
+    ids = ids[:6]
+    torch.testing.assert_close(model.decode(ids, context, rows), model.decode(ids, context[rows]))
+
+
 def test_every_cached_step_gives_the_logits_of_the_full_forward():
     from bitgen.model import _DecoderState
 

@@ -107,6 +107,24 @@ def test_text_and_memory_losses_equal_a_loop_over_images_and_tokens(episode, lef
     assert losses["memory_kl"].item() == pytest.approx(sum(kl) / len(kl), rel=1e-3, abs=1e-6)
 
 
+def test_the_contrast_may_see_fewer_captions_than_the_decoder():
+    """Contrast, matching and what is written are those of the first captions; the decoder is taught all."""
+    few, many, batch = objective(contrast_captions=1), objective(), tiny_batch(full=True)
+    alone = batch.first_captions(1)
+    assert len(alone.input_ids) == 6 < len(batch.input_ids)
+    all_of_it, told, _ = many(batch)
+    torch.manual_seed(0)
+    firsts, seen, written = many(alone)
+    torch.manual_seed(0)
+    some, report, pending = few(batch)
+    assert some["itc"] == firsts["itc"] != all_of_it["itc"] and some["itm"] == firsts["itm"]
+    assert report["itc_chance"] == seen["itc_chance"] and len(states_of(few, batch)) == len(batch.input_ids)
+    assert torch.equal(pending.key, written.key)
+    assert report["text_nll"].item() == pytest.approx(told["text_nll"].item(), rel=1e-4)
+    few.eval(), many.eval()
+    assert few(batch)[0]["itc"] == many(batch)[0]["itc"]                              # measured by all of them
+
+
 def states_of(task, batch):
     """Decoder states (N, L-1, D) of a training forward."""
     calls, decode = [], task.model.decode

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_model
+from torch.optim import Muon
 
 from bitgen import checkpoint
 from bitgen.cli import main, parse_config
@@ -20,7 +21,7 @@ from bitgen.dataset import SCENES
 from bitgen.exits import Stop
 from bitgen.hub import load
 from bitgen.logs import read_metrics
-from bitgen.optimizer import MuonAdamW, parameter_groups, schedule
+from bitgen.optimizer import MuonAdamW, StackedMuon, parameter_groups, schedule
 from bitgen.trainer import Trainer
 
 TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
@@ -233,6 +234,24 @@ def test_muon_moves_matrices_that_begin_at_random(pretrained):
     assert any(name.startswith("vision.") for name in moved) == (pretrained is None)
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
     assert not any(group["muon"] for group in parameter_groups(model, OptimConfig()))
+
+
+def test_muon_of_many_matrices_at_once_is_that_of_torch():
+    torch.manual_seed(0)
+    shapes = [(8, 8), (16, 8), (8, 16), (8, 8), (2, 8), (16, 8)]
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    groups = [[{"params": some[:4], "lr": 1e-2}, {"params": some[4:], "lr": 3e-3}] for some in (ours, theirs)]
+    how = {"weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = [StackedMuon(groups[0], **how), Muon(groups[1], **how)]
+    for step in range(5):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn_like(one) if step else None if one.shape == (2, 8) else torch.ones_like(one)
+            other.grad = None if one.grad is None else one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-5)                # both work in bf16
+        assert one.abs().max() > 1e-3
 
 
 def test_muon_makes_every_direction_of_a_step_alike():

@@ -7,7 +7,7 @@ import torch
 
 from bitgen.config import ModelConfig
 from bitgen.text import TextDecoder, TextEncoder
-from bitgen.transformer import Attention, Block, attend
+from bitgen.transformer import Attention, Block, attend, rows_of
 
 D, H = 16, 4
 CONFIG = ModelConfig(hidden_size=D, text_layers=2, decoder_layers=2, num_heads=H, intermediate_size=32, max_tokens=12,
@@ -52,6 +52,15 @@ def test_bf16_attention_masks_and_stays_near_float32():
     moved = value.clone()
     moved[:, :, 3:] += 100
     assert torch.equal(out, attend(query.bfloat16(), key.bfloat16(), moved.bfloat16(), mask))
+
+
+def test_rows_named_twice_get_both_gradients():
+    x, index = torch.randn(5, 2, 3, requires_grad=True), torch.tensor([4, 0, 0, 2])
+    given = torch.randn(4, 2, 3)
+    found, wanted = (torch.autograd.grad(y, x, given)[0] for y in (rows_of(x, index), x[index]))
+    assert torch.equal(rows_of(x, index), x[index])
+    torch.testing.assert_close(found, wanted)
+    assert found[0].ne(0).all() and not found[[1, 3]].any()
 
 
 def test_self_attention_is_attention_over_ones_own_keys():
