@@ -172,8 +172,10 @@ class OptimConfig:
     """AdamW weight decay; none on norms, biases, gates and embeddings (guide: 0.02)."""
     muon: bool = False
     """Move matrices whose weights begin at random by Muon, everything else by AdamW (guide: AdamW alone)."""
+    muon_momentum: float = 0.95
+    """Share of Muon's running gradient that a step keeps; less where a run has hundreds of steps, not thousands."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's betas; Muon's momentum is the first."""
+    """AdamW's betas."""
     warmup_steps: int = 1000
     """Steps of linear warm-up, then cosine to a tenth (guide: 1000)."""
     clip: float = 1.0

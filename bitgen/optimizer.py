@@ -10,6 +10,9 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from bitgen.config import OptimConfig
 
+SPOKEN = {"text.embedding.weight", "patch_position.weight"}
+"""What learns at the decoder's rate without being in it: the words that it says, and the places that they speak of."""
+
 
 def schedule(step: int, steps: int, warmup: int) -> float:
     """Factor on the peak rate: linear from 0 over `warmup` steps (at most a tenth of the run), cosine to a tenth."""
@@ -31,7 +34,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     groups: dict[tuple[bool, float, float], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = name.split(".")[0]
+            part = "decoder" if name in SPOKEN else name.split(".")[0]
             plain = parameter.ndim < 2 or id(parameter) in embeddings or "embeddings." in name or "prior_" in name
             muon = config.muon and parameter.ndim == 2 and not plain and part not in gentle
             key = muon, rates.get(part, config.lr), 0.0 if plain else config.weight_decay
@@ -82,10 +85,10 @@ class MuonAdamW(Optimizer):
     serves both.
     """
 
-    def __init__(self, groups: list[dict], betas: tuple[float, float]):
+    def __init__(self, groups: list[dict], betas: tuple[float, float], momentum: float):
         others, matrices = ([group for group in groups if group["muon"] is muon] for muon in (False, True))
-        self.parts = AdamW(others, betas=betas, fused=True), StackedMuon(matrices, momentum=betas[0],
-                                                                     adjust_lr_fn="match_rms_adamw")
+        self.parts = AdamW(others, betas=betas, fused=True), StackedMuon(
+            matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw")
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._link()
 

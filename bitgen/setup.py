@@ -93,4 +93,6 @@ def _check_same(config: Config, saved: dict, resume_from: Path) -> None:
 def make_optimizer(model: BitGen, config: Config) -> Optimizer:
     """AdamW, or Muon and AdamW, with groups at their peak rates."""
     groups, betas = parameter_groups(model, config.optim), config.optim.betas
-    return MuonAdamW(groups, betas) if config.optim.muon else AdamW(groups, betas=betas, fused=True)
+    if config.optim.muon:
+        return MuonAdamW(groups, betas, config.optim.muon_momentum)
+    return AdamW(groups, betas=betas, fused=True)

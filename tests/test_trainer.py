@@ -263,7 +263,7 @@ def test_muon_makes_every_direction_of_a_step_alike():
     left, _, right = torch.linalg.svd(weight.grad, full_matrices=False)
     weight.grad = left * torch.logspace(0, -1, 32) @ right
     before = weight.detach().clone()
-    MuonAdamW(parameter_groups(model, config), config.betas).step()
+    MuonAdamW(parameter_groups(model, config), config.betas, config.muon_momentum).step()
     values = torch.linalg.svdvals((before - weight.detach()) / (1e-3 * 0.2 * max(weight.shape) ** 0.5))
     assert 0.6 < values.min() and values.max() < 1.3
 
