@@ -168,6 +168,8 @@ class OptimConfig:
     """Peak learning rate of the vision tower; `lr` where not given."""
     decoder_lr: float | None = None
     """Peak learning rate of the text decoder, which takes a higher one than the contrast; `lr` where not given."""
+    embedding_lr: float | None = None
+    """Peak learning rate of the embeddings of tokens and patch positions; `lr` where not given."""
     weight_decay: float = 0.02
     """AdamW weight decay; none on norms, biases, gates and embeddings (guide: 0.02)."""
     muon: bool = False

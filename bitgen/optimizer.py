@@ -10,8 +10,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from bitgen.config import OptimConfig
 
-SPOKEN = {"text.embedding.weight", "patch_position.weight"}
-"""What learns at the decoder's rate without being in it: the words that it says, and the places that they speak of."""
+EMBEDDINGS = {"text.embedding.weight", "patch_position.weight"}
+"""What `optim.embedding_lr` moves: the words that encoder and decoder share, and where patches are."""
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
@@ -23,18 +23,19 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """Groups of parameters: tower, decoder and rest with their rates; `muon` marks what Muon is to move.
+    """Groups of parameters: tower, decoder, embeddings and rest with their rates; `muon` marks what Muon is to move.
 
     No decay on norms, biases, gates, embeddings, positions, the scale and the memory's prior. With `config.muon` the
     matrices that decay are Muon's, except those of a pretrained tower, which is to stay near where it is.
     """
-    rates = {"vision": config.vision_lr or config.lr, "decoder": config.decoder_lr or config.lr}
+    rates = {"vision": config.vision_lr, "decoder": config.decoder_lr, "embedding": config.embedding_lr}
+    rates = {part: config.lr if rate is None else rate for part, rate in rates.items()}
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     gentle = {"vision"} if model.vision_config.pretrained else set()
     groups: dict[tuple[bool, float, float], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "decoder" if name in SPOKEN else name.split(".")[0]
+            part = "embedding" if name in EMBEDDINGS else name.split(".")[0]
             plain = parameter.ndim < 2 or id(parameter) in embeddings or "embeddings." in name or "prior_" in name
             muon = config.muon and parameter.ndim == 2 and not plain and part not in gentle
             key = muon, rates.get(part, config.lr), 0.0 if plain else config.weight_decay

@@ -209,14 +209,16 @@ def test_accumulated_batches_make_one_step(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_no_decay_on_norms_biases_gates_embeddings_and_three_rates():
-    model = tiny_model()
-    groups = parameter_groups(model, OptimConfig(lr=1.0, vision_lr=0.1, decoder_lr=2.0, weight_decay=0.02))
+def test_no_decay_on_norms_biases_gates_embeddings_and_four_rates():
+    model, rates = tiny_model(), {"vision": 0.0, "decoder": 2.0, "embedding": 3.0}
+    config = OptimConfig(lr=1.0, **{f"{part}_lr": rate for part, rate in rates.items()}, weight_decay=0.02)
+    groups = parameter_groups(model, config)
     names = {id(p): name for name, p in model.named_parameters()}
     for group in groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            assert group["lr"] == {"vision": 0.1, "decoder": 2.0}.get(name.split(".")[0], 1.0)
+            shared = name in ("text.embedding.weight", "patch_position.weight")
+            assert group["lr"] == rates.get("embedding" if shared else name.split(".")[0], 1.0)
             plain = parameter.ndim < 2 or "embedding" in name or "position" in name or "prior_mean" in name
             assert (group["weight_decay"] == 0) == plain, name
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
