@@ -45,7 +45,10 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
 
 
 class StackedMuon(Muon):
-    """torch's Muon with the matrices of one shape moved together: of small ones the calls cost, not the arithmetic."""
+    """torch's Muon with the matrices of one shape moved together: of small ones the calls cost, not the arithmetic.
+
+    Always with Nesterov's momentum and steps of AdamW's length (`match_rms_adamw`).
+    """
 
     @torch.no_grad()
     def step(self) -> None:
