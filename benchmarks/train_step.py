@@ -51,7 +51,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.batch_size, self.rounds, self.tower = options.batch, options.rounds, TOWERS[options.tower]
-        data = DataConfig(root=options.data, scenes_train=512, limit=512)
+        some = max(512, options.batch)
+        data = DataConfig(root=options.data, scenes_train=some, limit=some)
         self.data = open_data(data, "train", options.image_size)
         self.tokenizer = Tokenizer.train([text for some in self.data.captions for text in some], VOCAB)
         self.config = Config(
@@ -60,10 +61,17 @@ class Bench:
             model=ModelConfig(vocab_size=VOCAB, max_tokens=64), loss=LossConfig(queue_start=0),
             optim=OptimConfig(batch_size=self.batch_size))
         self.feed = Feed(self.data, self.tokenizer, self.config, DEVICE)
-        self.batch = next(self.feed.batches(0, 1))
+        self.batches = self.feed.batches(0, 10**9)
+        self.batch = next(self.batches)
+
+    def some(self, images: int, captions: int) -> Batch:
+        """The first images with this many captions each, on the device."""
+        size = None if self.feed.pixels is not None else self.config.vision.image_size
+        collator = Collator(self.data, self.tokenizer, size, captions, 0, self.config.model.max_tokens)
+        return self.feed.prepare(collator(range(images)), 0)
 
     def step(self, kind: type[Objective] = Objective, vocab: int = VOCAB, precision: str = PRECISION,
-             loss: dict | None = None, batch: Batch | None = None, **model) -> Step:
+             loss: dict | None = None, batch: Batch | None = None, compiled: bool = False, **model) -> Step:
         """A step of a new model with changed settings of loss and model; images as large as those of `batch`."""
         batch = self.batch if batch is None else batch
         size = batch.pixel_values.shape[-1]
@@ -77,8 +85,10 @@ class Bench:
             layer.word_gate.data.fill_(0.5), layer.patch_gate.data.fill_(0.5)
         task = kind(built, config.loss).to(DEVICE)
         if kind is Objective:
-            for tower in {task.model.vision, task.momentum.model.vision if task.momentum else task.model.vision}:
-                tower.set_attention(precision, DEVICE)
+            for model in task.models():
+                model.vision.set_attention(precision, DEVICE)
+            if compiled:
+                task.compile_encoders()
         if task.queue is not None:  # full, as it is all the time but at the start
             task.queue.image.normal_(), task.queue.text.normal_(), task.queue.size.fill_(task.queue.capacity)
             task.queue.image_ids.random_(), task.queue.caption_ids.random_()
@@ -151,8 +161,9 @@ def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
     with step.autocast():
         code = leaf(task._match(image, text, batch, first, similarity, allowed, {}, {}))
         reading, *written = task._episode(image.feature, text.feature[first], code, first >= 0, {}, {})
-        real = batch.attention_mask[:, 1:]
-        states = leaf(model.decode(batch.input_ids[:, :-1], model.context(image, reading)[batch.image_index])[real])
+        states, targets = model.decode_real(batch.input_ids, batch.attention_mask, model.context(image, reading),
+                                            batch.image_index)
+        states = leaf(states)
     reading = type(reading)(*map(leaf, reading))
     pending = task(batch)[2]
 
@@ -169,8 +180,8 @@ def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
         return losses["memory_kl"] + read.mean.sum()
 
     def decoder() -> Tensor:
-        context = model.context(image, reading)[batch.image_index]
-        return model.decode(batch.input_ids[:, :-1], context)[real].float().sum()
+        context = model.context(image, reading)
+        return model.decode_real(batch.input_ids, batch.attention_mask, context, batch.image_index)[0].float().sum()
 
     def update() -> None:
         for parameter in model.parameters():
@@ -190,9 +201,9 @@ def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
             task._keys(batch, image, text)
 
     gradients = {p: torch.randn_like(p) * 1e-4 for p in model.parameters()}
-    targets, embedding = batch.input_ids[:, 1:][real], model.text.embedding.weight
+    embedding = model.text.embedding.weight
     return {
-        "data": lambda: next(bench.feed.batches(1, 2)),
+        "data": lambda: next(bench.batches),
         "vision": learn(lambda: summed(model.image_tokens(batch.pixel_values))),
         "text": learn(lambda: summed(model.text_tokens(batch.input_ids, batch.attention_mask))),
         "momentum keys": momentum,
@@ -244,8 +255,7 @@ def ternary(bench: Bench) -> dict:
 
 def captions(bench: Bench) -> dict:
     """Five captions an image on one image forward, and each with an image forward of its own."""
-    collator = Collator(bench.data, bench.tokenizer, bench.batch.pixel_values.shape[-1], 5, 0)
-    together = bench.feed.prepare(collator(range(bench.batch_size)), 0)
+    together = bench.some(bench.batch_size, 5)
     apart = dataclasses.replace(
         together, pixel_values=together.pixel_values[together.image_index],
         image_ids=together.image_ids[together.image_index],
@@ -259,8 +269,7 @@ def captions(bench: Bench) -> dict:
 def chunks(bench: Bench) -> dict:
     """Contrast alone: an eighth of the batch, the whole, and the whole in chunks of an eighth (`loss.chunk`)."""
     small = max(bench.batch_size // 8, 1)
-    collator = bench.feed.collator
-    few = bench.feed.prepare(collator(range(small)), 0)
+    few = bench.some(small, bench.options.captions)
     return compared(bench, {
         f"{small} images": bench.step(loss=CONTRAST, batch=few, memory_slots=0),
         f"{bench.batch_size} images": bench.step(loss=CONTRAST, memory_slots=0),
@@ -269,10 +278,18 @@ def chunks(bench: Bench) -> dict:
     }, f"{bench.batch_size} images")
 
 
+def contrast(bench: Bench) -> dict:
+    """Contrast alone, the encoders as they are and compiled (`--compile True` of `bitgen train`)."""
+    return compared(bench, {name: bench.step(loss=CONTRAST, memory_slots=0, compiled=compiled)
+                            for name, compiled in (("eager", False), ("compiled", True))}, "eager")
+
+
 def peer(bench: Bench) -> dict:
     """Contrast alone beside open_clip: the same towers, vocabulary, images and captions."""
     steps = {f"bitgen, {name}": bench.step(loss=CONTRAST, precision=name, memory_slots=0)
              for name in dict.fromkeys([PRECISION, "float32"])}
+    if DEVICE.type == "cuda":
+        steps[f"bitgen, {PRECISION}, compiled"] = bench.step(loss=CONTRAST, memory_slots=0, compiled=True)
     length = bench.batch.input_ids.shape[1]
     for name in dict.fromkeys([PRECISION, "float32"]):
         steps[f"open_clip, {name}, {length} tokens"] = OpenClip(bench, name, length)
@@ -331,7 +348,7 @@ def compared(bench: Bench, steps: dict[str, Step], base: str) -> dict:
     return {"rows": rows, "ceiling": most, "times": times}
 
 
-STUDIES = {study.__name__: study for study in (parts, objective, ternary, captions, chunks, peer)}
+STUDIES = {study.__name__: study for study in (parts, objective, contrast, ternary, captions, chunks, peer)}
 
 
 def command_line(doc: str, known: dict[str, Callable], **usual) -> argparse.ArgumentParser:

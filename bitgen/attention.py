@@ -35,7 +35,7 @@ def attention_entropy(model: BitGen, batch: Batch) -> dict[str, list[float]]:
         scores = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).float()
         allowed = torch.ones_like(scores[:1, :1], dtype=torch.bool) if allowed is None else allowed
         weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
-        queries = mask if x.shape[:2] == mask.shape else torch.ones(x.shape[:2], dtype=torch.bool)
+        queries = mask if x.shape[:2] == mask.shape else mask.new_ones(x.shape[:2])
         found[_readable(names[module])] = _entropies(weights, allowed.expand_as(scores).sum(-1), queries)
 
     hooks = [module.register_forward_hook(hook, with_kwargs=True) for module in names]
@@ -43,7 +43,7 @@ def attention_entropy(model: BitGen, batch: Batch) -> dict[str, list[float]]:
         with undisturbed(model):
             tower = _tower_attention(model, batch.pixel_values)
             image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, mask)
-            firsts = torch.searchsorted(batch.image_index, torch.arange(len(batch.image_ids)))
+            firsts = torch.searchsorted(batch.image_index, torch.arange(len(batch.image_ids), device=mask.device))
             mask = mask[firsts]
             everything = {"word_to_patch": [], "patch_to_word": []}  # or the last layer would compute two rows only
             model.fusion(image.tokens, text.tokens[firsts], mask, attentions=everything)
@@ -72,8 +72,8 @@ def _tower_attention(model: BitGen, pixel_values: Tensor) -> dict[str, list[floa
     tower = copy.deepcopy(model.vision.model)
     tower.set_attn_implementation("eager")
     layers = tower(pixel_values, output_attentions=True).attentions                        # each (B, H, 1+P, 1+P)
-    return {f"vision {i} self": _entropies(x.float(), torch.full(x.shape[:3], x.shape[-1]),
-                                           torch.ones(x.shape[0], x.shape[2], dtype=torch.bool))
+    return {f"vision {i} self": _entropies(x.float(), torch.full_like(x[..., 0], x.shape[-1]),
+                                           torch.ones_like(x[:, 0, :, 0], dtype=torch.bool))
             for i, x in enumerate(layers)}
 
 

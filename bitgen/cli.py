@@ -26,8 +26,8 @@ class Evaluate:
 
     run: tyro.conf.Positional[str]
     """Run folder, checkpoint folder or Hub id."""
-    data: str = "scenes"
-    """Data set, as `data.root` of training takes it."""
+    data: str | None = None
+    """Data set, as `data.root` of training takes it; by default the run's own, `scenes` where that is not known."""
     split: Literal["train", "val", "test"] = "test"
     """Which part of it."""
     json: str | None = None
@@ -276,7 +276,7 @@ def evaluate(argv: list[str]) -> int:
     report = module.evaluate(model, processor, dataset, rerank=options.rerank, gallery=gallery)
     print(module.summary(report))
     if options.json:
-        of = evaluated(options.run, options.checkpoint, options.data, options.split)
+        of = evaluated(options.run, options.checkpoint, opened.root, options.split)
         _write(options.json, json.dumps(report | {"of": of}, indent=2))
     picture = Path(options.picture or (Path(options.run) if Path(options.run).is_dir() else Path()) / "retrievals.png")
     module.picture(gallery, dataset, processor.vision.image_size).savefig(picture)

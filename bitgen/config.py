@@ -114,8 +114,8 @@ class DataConfig:
     """Smallest share of the area that a `light` crop keeps."""
     max_bad_fraction: float = 0.01
     """Share of unreadable images above which the run stops with their list."""
-    workers: int = 0
-    """Processes that decode images; 0 decodes in the trainer (right for prepared data)."""
+    workers: int | None = None
+    """Processes that make batches, so that the trainer need not; by default 4 where a GPU computes, else none."""
     cache: str | None = None
     """Folder of prepared uint8 images; by default `~/.cache/bitgen`."""
     tokenizer: str = "train"
@@ -222,6 +222,8 @@ class Config:
     """Seed of weights, data order, augmentation and negatives."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 where the processor multiplies it natively, else float32; losses are always float32."""
+    compile: bool = False
+    """Compile the encoders (torch.compile): on a GPU, for half a minute at the start, more images a second."""
     resume: str | None = None
     """`auto`: the newest checkpoint of the run folder; a checkpoint folder; or `hub://ORG/NAME`, the newest there."""
     save_every: int = 1000

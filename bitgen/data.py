@@ -84,9 +84,10 @@ class BatchSampler:
 class Collator:
     """Makes batches of positions; unreadable images are replaced and recorded in `.bad` (image id -> reason)."""
 
-    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, image_size: int, captions_per_image: int | None,
+    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, image_size: int | None, captions_per_image: int | None,
                  seed: int, max_tokens: int = 256):
-        """`captions_per_image` None takes all of an image's captions in their order, as evaluation does."""
+        """`captions_per_image` None takes all of an image's captions in their order, as evaluation does; `image_size`
+        None leaves the pixels where they are: `pixel_values` are then the images' positions (B,)."""
         self.dataset, self.tokenizer, self.image_size = dataset, tokenizer, image_size
         self.captions_per_image, self.seed, self.max_tokens = captions_per_image, seed, max_tokens
         self.bad: dict[str, str] = {}
@@ -113,12 +114,20 @@ class Collator:
         chosen = index
         for _ in range(100):
             try:
-                return chosen, self.dataset.pixels(chosen, self.image_size)
+                return chosen, self._pixels(chosen)
             except BadImage as error:
                 self.bad[self.dataset.image_ids[chosen]] = str(error)
                 check_bad(self.bad, len(self.dataset), self.dataset.max_bad_fraction)
                 chosen = draw.randrange(len(self.dataset))
         raise ValueError(f"no readable image in 100 tries; the last: {next(reversed(self.bad.values()))}")
+
+    def _pixels(self, index: int) -> torch.Tensor:
+        """Of image `index`, or where they are. Raises `BadImage`."""
+        if self.image_size is not None:
+            return self.dataset.pixels(index, self.image_size)
+        if index in self.dataset.bad:
+            raise BadImage(self.dataset.bad[index])
+        return torch.tensor(index)
 
     def _choose(self, index: int, epoch: int) -> list[str]:
         """The captions of an image that ride in this epoch, drawn by (seed, epoch, index) alone."""

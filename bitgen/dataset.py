@@ -64,9 +64,13 @@ class Dataset:
         """uint8 (3, S, S) of image i: copied where prepared at this size, else decoded. Raises `BadImage`."""
         if i in self.bad:
             raise BadImage(self.bad[i])
-        if self._prepared is not None and self._prepared.shape[-1] == size:
-            return torch.from_numpy(np.array(self._prepared[i]))
+        if (prepared := self.prepared(size)) is not None:
+            return torch.from_numpy(np.array(prepared[i]))
         return to_uint8(safe_open_image(self.listing.read(i), at_least=2 * size), size)
+
+    def prepared(self, size: int) -> np.ndarray | None:
+        """uint8 (N, 3, S, S) of all images where they are prepared at this size; zeros where one is `bad`."""
+        return self._prepared if self._prepared is not None and self._prepared.shape[-1] == size else None
 
     def first(self, count: int) -> Dataset:
         """The first `count` images as a data set of their own; all of them where there are fewer."""

@@ -100,16 +100,17 @@ def evaluated(source: str, checkpoint: str | None, data: str, split: str) -> dic
             "weights": sha256(weights) if weights.is_file() else None}
 
 
-def data_settings(source: str, checkpoint: str | None, root: str) -> DataConfig:
-    """How the data set `root` is opened to evaluate the run `source`: as the run did where it is the run's own.
+def data_settings(source: str, checkpoint: str | None, root: str | None) -> DataConfig:
+    """How the data set `root` (None: the run's own) is opened to evaluate the run `source`: as the run did, if it did.
 
     Of another one, or the same by another name, at least the same images are held out as were from training.
     """
     file = Path(source).expanduser() / (checkpoint or "") / "run.json"
     if not file.is_file():
-        return DataConfig(root=root)
+        return DataConfig(root=root or DataConfig.root)
     own = from_dict(DataConfig, json.loads(file.read_text(encoding="utf-8")).get("data", {}), where=f"{file}: data")
     cache = own.cache if own.cache and Path(own.cache).is_dir() else None  # that of another computer is not here
+    root = own.root if root is None else root
     if root == own.root or (Path(root).exists() and Path(root).resolve() == Path(own.root).expanduser().resolve()):
         return replace(own, root=root, cache=cache)
     return DataConfig(root=root, val_fraction=own.val_fraction, cache=cache)

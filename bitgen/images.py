@@ -22,7 +22,8 @@ MAX_BYTES = 20_000_000
 MAX_PIXELS = 24_000_000
 MAX_SIDE = 12_000
 MAX_ASPECT = 50
-TOGETHER = 16  # images that are augmented at a time: what that needs stays in a processor's cache
+TOGETHER = {"cpu": 16, "cuda": 1024}
+"""Images that are augmented at a time: what that needs stays in a processor's cache, or fills a GPU."""
 
 # EXIF orientation -> what turns the stored picture upright (EXIF 2.32, tag 0x0112; 1 is upright already).
 _UPRIGHT = {
@@ -171,7 +172,8 @@ def augment(pixels: torch.Tensor, crop_scale: float, flip: bool, generator: torc
     area, ratio, left, top, mirror, *colours = draws
     rectangles = (crop_scale + (1 - crop_scale) * area, (4 / 3) ** (2 * ratio - 1), left, top,
                   mirror < (0.5 if flip else 0.0))
-    parts = zip(*(x.split(TOGETHER) for x in (pixels, *rectangles, *colours)))
+    together = TOGETHER.get(pixels.device.type, len(pixels))
+    parts = zip(*(x.split(together) for x in (pixels, *rectangles, *colours)))
     return torch.cat([_coloured(_crop(some.float(), *draws[:5]), *draws[5:]).round_().clamp_(0, 255).to(torch.uint8)
                       for some, *draws in parts])
 

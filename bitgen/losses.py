@@ -12,26 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOGITS = 2**26
+"""Logits of words that a GPU holds at once: 256 MB in float32."""
 
-def contrastive_loss(logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+
+def contrastive_loss(logits: Tensor, positive: Tensor, negative: Tensor, count: int | None = None) -> Tensor:
     """InfoNCE where a row may own several positives, none of which is a negative of another.
 
     For each positive (r, c): `-log(exp(s_rc) / (exp(s_rc) + sum over the row's negatives of exp(s_rn)))`, averaged
     over all positives (van den Oord et al. 2018, arXiv 1807.03748, eq. 4, one term per positive). Entries that are
     neither positive nor negative (another caption of the same image, an equal caption) are left out.
 
-    Shape: logits (R, C) float; positive, negative (R, C) bool, disjoint; returns a scalar in nats.
+    Shape: logits (R, C) float; positive, negative (R, C) bool, disjoint; `count`: of the positives, where it is known,
+    so that a GPU need not be waited for; returns a scalar in nats.
     """
     logits = logits.float()
     others = logits.masked_fill(~negative, torch.finfo(torch.float32).min).logsumexp(1)
-    rows, columns = positive.nonzero(as_tuple=True)  # few of many: nothing else is done for every entry
+    places = positive.nonzero() if count is None else torch.nonzero_static(positive, size=count)
+    rows, columns = places.unbind(1)  # few of many: nothing else is done for every entry
     return F.softplus(others[rows] - logits[rows, columns]).mean()
 
 
 def contrastive_chance(positive: Tensor, negative: Tensor) -> Tensor:
     """What `contrastive_loss` gives when all logits are equal: mean of ln(1 + negatives of the row), in nats."""
-    candidates = negative.sum(1, keepdim=True).expand_as(positive)[positive]
-    return torch.log1p(candidates.float()).mean()
+    positives = positive.sum(1)
+    return (torch.log1p(negative.sum(1).float()) * positives).sum() / positives.sum()
 
 
 def matching_loss(logits: Tensor, matched: Tensor) -> Tensor:
@@ -82,17 +87,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def text_loss(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.1,
-              chunk: int = 256) -> tuple[Tensor, Tensor]:
+              chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """Next-token cross-entropy over a tied embedding: (label-smoothed loss, un-smoothed loss without gradient).
 
     Smoothing follows Szegedy et al. 2016 (arXiv 1512.00567, section 7): `(1 - s) nll + s / V * sum(-log p)`.
-    Hand in real tokens only, never padding.
+    Hand in real tokens only, never padding. `chunk`: rows whose logits are there at once; by default what suits the
+    device.
 
     Shape: hidden (R, D), weight (V, D), targets (R,) int64; two scalars in nats a token.
     """
     if not len(hidden):
         zero = hidden.sum().float() + weight.sum() * 0.0
         return zero, zero.detach()
+    if chunk is None:  # a CPU's cache holds few; a GPU waits for each call, and has room
+        chunk = 256 if hidden.device.type == "cpu" else max(256, LOGITS // len(weight))
     return _LinearCrossEntropy.apply(hidden, weight, targets, smoothing, chunk)
 
 

@@ -26,6 +26,8 @@ from bitgen.vision import VisionTower
 MAX_LOGIT_SCALE = 100.0
 EMBEDDING_STD = 0.02
 """Standard deviation of token and position embeddings at the start, as BERT's."""
+GROUPS, TOGETHER = 3, 32
+"""Captions to be decoded are parted into so many groups of like length, of at least so many captions."""
 LOGITS = 2**24
 """Logits of words that are held at once: 64 MB, and as much again at work."""
 
@@ -160,15 +162,28 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
 
     # Decoder ----------------------------------------------------------------------------------------------
 
-    def decode(self, input_ids: Tensor, context: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Teacher-forced states (N, L, D): state i, from tokens <= i and the context, predicts token i+1.
+    def decode(self, input_ids: Tensor, context: Tensor) -> Tensor:
+        """Teacher-forced states (N, L, D): state i, from tokens <= i and the context (N, S, D), predicts token i+1."""
+        return self.decoder(self.text.embedding(input_ids), self.decoder.contexts(context))
 
-        context: (N, S, D); or (C, S, D) with `rows` (N,), which of them each caption looks at, its keys made once.
+    def decode_real(self, input_ids: Tensor, attention_mask: Tensor, context: Tensor,
+                    rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of captions (N, L) without padding: states (R, D) of the R tokens before a real one, and those (R,).
+
+        context: (C, S, D), its keys made once; rows: (N,), which of them each caption looks at. On a CPU captions of
+        like length go together, so that little is computed for padding: no state sees what comes after it.
         """
-        keys = self.decoder.contexts(context)
-        if rows is not None:
-            keys = [tuple(rows_of(x, rows) for x in pair) for pair in keys]
-        return self.decoder(self.text.embedding(input_ids), keys)
+        order = attention_mask.sum(1).argsort(stable=True)
+        input_ids, real, rows = input_ids[order], attention_mask[order].bool(), rows[order]
+        keys, embedded = self.decoder.contexts(context), self.text.embedding(input_ids[:, :-1])
+        size = max(TOGETHER, -(-len(order) // GROUPS)) if embedded.device.type == "cpu" else len(order)
+        states, targets = [], []
+        for some, ids, mask, looked in zip(*(x.split(size) for x in (embedded, input_ids, real, rows))):
+            length = int(mask[-1].sum()) if size < len(order) else mask.shape[1]                 # of the longest
+            looks = [tuple(rows_of(x, looked) for x in pair) for pair in keys]
+            states.append(self.decoder(some[:, :length - 1], looks)[mask[:, 1:length]])
+            targets.append(ids[:, 1:length][mask[:, 1:length]])
+        return torch.cat(states), torch.cat(targets)
 
     def text_logits(self, pixel_values: Tensor, input_ids: Tensor, belief: Belief | None = None) -> Tensor:
         """Logits (N, L, V) of the next token at each place, for caption i under image i."""

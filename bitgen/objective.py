@@ -8,6 +8,7 @@ E episodes of n images. `Objective` computes; nothing is written to queue, momen
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,15 @@ from bitgen.model import MAX_LOGIT_SCALE, BitGen, Encoded, pair_key
 from bitgen.negatives import FeatureQueue, MomentumCopy, hard_negatives
 from bitgen.processes import gathered, offset, summed
 from bitgen.ranges import check_ranges
+
+
+class Encoders(NamedTuple):
+    """What training calls of a model."""
+
+    image: Callable[..., Encoded]
+    """`BitGen.image_tokens`."""
+    text: Callable[..., Encoded]
+    """`BitGen.text_tokens`."""
 
 
 class Keys(NamedTuple):
@@ -54,13 +64,30 @@ class Objective(nn.Module):
         self.momentum = MomentumCopy(model, config.momentum) if config.momentum else None
         self.queue = FeatureQueue(config.queue, model.config.hidden_size) if config.queue else None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.compiled: dict[BitGen, Encoders] = {}
+
+    def models(self) -> list[BitGen]:
+        """The model, and its momentum copy where there is one."""
+        return [self.model] if self.momentum is None else [self.model, self.momentum.model]
+
+    def compile_encoders(self) -> None:
+        """Compile the encoders for training, the tower's blocks in their lean form (`bitgen.lean`). On a GPU it takes
+        half a minute, which long runs get back many times over; the models' own methods stay as they are."""
+        for model in self.models():
+            model.vision.make_lean()
+            self.compiled[model] = Encoders(torch.compile(model.image_tokens), torch.compile(model.text_tokens))
+
+    def encoders(self, model: BitGen) -> Encoders:
+        """Those of one of `models()`, compiled if they were."""
+        return self.compiled.get(model) or Encoders(model.image_tokens, model.text_tokens)
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
         """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to write later."""
         chunk, told = self.config.chunk, batch
         batch = batch.first_captions(self.config.contrast_captions) if self.training else batch
-        image = encode_in_chunks(self.model.image_tokens, chunk, batch.pixel_values)
-        text = encode_in_chunks(self.model.text_tokens, chunk, batch.input_ids, batch.attention_mask)
+        encode = self.encoders(self.model)
+        image = encode_in_chunks(encode.image, chunk, batch.pixel_values)
+        text = encode_in_chunks(encode.text, chunk, batch.input_ids, batch.attention_mask)
         queued = self.queue is not None and self.training and int(self.steps) >= self.config.queue_start
         return self.score(image, text, batch, self._keys(batch, image, text) if queued else None, told)
 
@@ -94,9 +121,9 @@ class Objective(nn.Module):
         first, _ = _ends(batch.image_index, len(batch.image_ids))
         if self.momentum is None:
             return Keys(image.feature.detach(), text.feature[first].detach())
-        encoder, chunk = self.momentum.model, self.config.chunk
-        image = encode_in_chunks(encoder.image_tokens, chunk, batch.pixel_values)
-        text = encode_in_chunks(encoder.text_tokens, chunk, batch.input_ids[first], batch.attention_mask[first])
+        encode, chunk = self.encoders(self.momentum.model), self.config.chunk
+        image = encode_in_chunks(encode.image, chunk, batch.pixel_values)
+        text = encode_in_chunks(encode.text, chunk, batch.input_ids[first], batch.attention_mask[first])
         return Keys(image.feature, text.feature)
 
     def _contrast(self, image, text, keys, batch, first, report) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +145,7 @@ class Objective(nn.Module):
         rows, columns = slice(here, here + len(text)), slice(there, there + len(image))
         scale = self.model.scale()
         t2i, i2t = scale * text @ images.T, scale * image @ texts.T                  # (N, B'), (B, N')
-        terms = [(t2i, mine[rows], ~same[rows]), (i2t, mine.T[columns], ~same.T[columns])]
+        terms = [(t2i, mine[rows], ~same[rows], len(text)), (i2t, mine.T[columns], ~same.T[columns], len(text))]
         if keys is not None:
             old_images, old_texts, old_ids, old_captions = self.queue.held()
             pictures = batch.image_ids[:, None] == old_ids                           # (B, Q)
@@ -130,14 +157,14 @@ class Objective(nn.Module):
             new_images, new_texts = joined(keys.image), joined(keys.text)            # (B', D)
             long_t2i = scale * text @ torch.cat([new_images, old_images + new_images.mean(0)]).T    # (N, B'+Q)
             long_i2t = scale * image @ torch.cat([new_texts, old_texts + new_texts.mean(0)]).T      # (B, B'+Q)
-            terms += [(long_t2i, _wider(mine[rows], long_t2i), ~t2i_known),
-                      (long_i2t, _wider(mine[firsts].T[columns], long_i2t), ~i2t_known)]
+            terms += [(long_t2i, _wider(mine[rows], long_t2i), ~t2i_known, len(text)),
+                      (long_i2t, _wider(mine[firsts].T[columns], long_i2t), ~i2t_known, len(image))]
         with torch.no_grad():
-            report["itc_chance"] = sum(contrastive_chance(*masks) for _, *masks in terms) / len(terms)
+            report["itc_chance"] = sum(contrastive_chance(*masks) for _, *masks, _ in terms) / len(terms)
             report["t2i"] = (t2i.argmax(1) == owner[rows]).float().mean()
             found = owner[i2t.argmax(1)] - there
             report["i2t"] = (found == torch.arange(len(image), device=image.device)).float().mean()
-            report["t2i_chance"] = report["i2t_chance"] = torch.tensor(1.0 / len(images), device=image.device)
+            report["t2i_chance"] = report["i2t_chance"] = torch.full((), 1.0 / len(images), device=image.device)
             report["logit_scale"] = scale
         each = [contrastive_loss(*term) for term in terms]
         report["itc_batch"] = (each[0] + each[1]) / 2                                # the doctor compares the two
@@ -192,13 +219,13 @@ class Objective(nn.Module):
         An image's last caption has what the memory returned. The others have an empty reading, since one of them was
         written and would be read back.
         """
-        owner, real = batch.image_index, batch.attention_mask[:, 1:]
+        owner = batch.image_index
         empty = self.model.context(image._replace(feature=image.feature.detach()))    # (B, S, D)
         context = torch.cat([empty, self.model.context(image, reading)])
         rows = owner.index_add(0, last, torch.full_like(last, len(empty)))            # (N,) empty or full reading
-        states = self.model.decode(batch.input_ids[:, :-1], context, rows)[real]
-        losses["text"], report["text_nll"] = text_loss(states, self.model.text.embedding.weight,
-                                                       batch.input_ids[:, 1:][real], self.config.label_smoothing)
+        states, targets = self.model.decode_real(batch.input_ids, batch.attention_mask, context, rows)
+        losses["text"], report["text_nll"] = text_loss(states, self.model.text.embedding.weight, targets,
+                                                       self.config.label_smoothing)
 
     # After the step ---------------------------------------------------------------------------------------
 
@@ -221,8 +248,8 @@ class Objective(nn.Module):
 
 def _ends(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
     """First and last caption (B,) of each image; captions stand grouped by image. Every image has one."""
-    last = torch.bincount(image_index, minlength=images).cumsum(0) - 1
-    return torch.cat([last.new_zeros(1), last[:-1] + 1]), last
+    each = torch.arange(images, device=image_index.device)
+    return torch.searchsorted(image_index, each), torch.searchsorted(image_index, each, right=True) - 1
 
 
 def _wider(mask: Tensor, like: Tensor) -> Tensor:

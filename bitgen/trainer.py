@@ -81,8 +81,10 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]  # as configured, also where it resumes
         objective = Objective(self.model, config.loss)
-        for tower in {self.model.vision, objective.momentum.model.vision if objective.momentum else self.model.vision}:
-            tower.set_attention(precision(config.precision).replace("no", "float32"), self.device)
+        for model in objective.models():
+            model.vision.set_attention(precision(config.precision).replace("no", "float32"), self.device)
+        if config.compile:
+            objective.compile_encoders()
         self.wrapped = process.prepare_model(objective.to(self.device))
         self.objective: Objective = process.unwrap_model(self.wrapped)
 

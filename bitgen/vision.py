@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitgen.config import VisionConfig
+from bitgen.lean import PatchProduct, are_apart, is_lean, lean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -80,6 +81,7 @@ class VisionTower(nn.Module):
         self.image_size: int = self.model.config.image_size
         self.patches: int = (self.image_size // self.model.config.patch_size) ** 2
         self.patch_dropout: float = config.patch_dropout
+        self.lean = False
         stages = self.stages()
         learning = _learning_stages(config.trainable, len(stages))
         for stage in stages[:len(stages) - learning]:
@@ -106,6 +108,13 @@ class VisionTower(nn.Module):
         plain = precision == "bf16" and torch.device(device).type == "cpu"
         self.model.set_attn_implementation("eager" if plain else "sdpa")
 
+    def make_lean(self) -> None:
+        """Compute as `bitgen.lean` does, as far as it knows the tower's layers: what a compiler makes most of."""
+        self.lean = all(map(is_lean, self.stages()[1:-1]))
+        projection = self.model.embeddings.patch_embeddings.projection
+        if are_apart(projection):
+            projection.__class__ = PatchProduct  # the same weights under the same names
+
     def draw_patches(self, images: int, device: torch.device | str) -> Tensor | None:
         """Which patches each of B images shows in this training step, `(B, P')` ascending; None: all of them.
 
@@ -129,8 +138,10 @@ class VisionTower(nn.Module):
         if shown is not None:
             before, after = tokens.split([tokens.shape[1] - patches, patches], 1)
             tokens, patches = torch.cat([before, _rows(after, shown)], 1), shown.shape[1]
+        if self.lean and torch.is_autocast_enabled(tokens.device.type):
+            tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
         for block in blocks:
-            tokens = block(tokens)
+            tokens = lean(block, tokens) if self.lean else block(tokens)
         tokens = norm(tokens)
         if tokens.shape[1] == 1 + patches:
             return tokens

@@ -92,6 +92,9 @@ def test_what_is_evaluated_is_opened_as_the_run_opened_it(tmp_path):
     for checkpoint in (None, "checkpoint-2"):
         same = facts.data_settings(str(run), checkpoint, str(photos) + "/.")
         assert dataclasses.replace(own, root=same.root, cache=None) == same
+        assert dataclasses.replace(facts.data_settings(str(run), checkpoint, None), cache=None) == dataclasses.replace(
+            own, cache=None), "its own where none is named"
     other = facts.data_settings(str(run), None, "scenes")
     assert (other.root, other.format, other.val_fraction) == ("scenes", "auto", 0.01)  # never more than was held out
     assert facts.data_settings("org/name", None, "scenes") == DataConfig(root="scenes")
+    assert facts.data_settings("org/name", None, None) == DataConfig(root="scenes")

@@ -201,11 +201,24 @@ def test_cached_greedy_captions_equal_the_full_forward(ternary, slots):
     assert torch.equal(torch.nn.functional.pad(written, (0, 10 - written.shape[1]), value=59), ids[:, 1:])
 
 
-def test_captions_that_share_a_context_are_decoded_as_if_each_had_its_own():
-    model, (pixels, ids, _) = tiny_model(), inputs()
-    context, rows = model.context(model.image_tokens(pixels)), torch.tensor([2, 0, 2, 1, 1, 0])
-    ids = ids[:6]
-    torch.testing.assert_close(model.decode(ids, context, rows), model.decode(ids, context[rows]))
+def test_captions_are_decoded_in_groups_without_padding_as_if_each_were_alone(monkeypatch):
+    """States and gradients, of captions of all lengths that share contexts."""
+    monkeypatch.setattr("bitgen.model.TOGETHER", 2)
+    model, (pixels, *_) = tiny_model(), inputs()
+    rows, lengths = torch.tensor([2, 0, 2, 1, 1, 0, 2]), torch.tensor([9, 2, 5, 12, 3, 9, 7])
+    ids, mask = torch.randint(0, 60, (7, 12)), torch.arange(12) < lengths[:, None]
+    grouped, targets = model.decode_real(ids, mask, model.context(model.image_tokens(pixels)), rows)
+    alone = []
+    for i in lengths.argsort(stable=True):
+        context = model.context(model.image_tokens(pixels))[rows[i], None]
+        alone.append(model.decode(ids[i, None, :lengths[i] - 1], context)[0])
+    torch.testing.assert_close(grouped, torch.cat(alone))
+    assert targets.tolist() == [token for i in lengths.argsort(stable=True) for token in ids[i, 1:lengths[i]].tolist()]
+    weights = [model.text.embedding.weight, model.project.weight, *model.decoder.parameters()]
+    pairs = zip(*(torch.autograd.grad(states.square().sum(), weights, retain_graph=True, allow_unused=True)
+                  for states in (grouped, torch.cat(alone))))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_every_cached_step_gives_the_logits_of_the_full_forward():

@@ -126,13 +126,14 @@ def test_the_contrast_may_see_fewer_captions_than_the_decoder():
 
 
 def states_of(task, batch):
-    """Decoder states (N, L-1, D) of a training forward."""
-    calls, decode = [], task.model.decode
-    task.model.decode = spied(decode, calls)
+    """Decoder states (N, L-1, D) of a training forward, from what it is given, padding and all."""
+    calls, decode_real = [], task.model.decode_real
+    task.model.decode_real = spied(decode_real, calls)
     torch.manual_seed(0)
     task(batch)
-    task.model.decode = decode
-    return calls[0][1]
+    task.model.decode_real = decode_real
+    (input_ids, _, context, rows), _ = calls[0]
+    return task.model.decode(input_ids[:, :-1], context[rows])
 
 
 def with_token(batch, caption, place):
