@@ -27,7 +27,7 @@ ORDER = """
     config ranges bitlinear losses retrieval projection
     drawing figures feature_figures memory_figures network_figures data_figures page
     images scene_words scenes transformer memory
-    vision text generation fusion tokenizer
+    lean vision text generation fusion tokenizer
     listing shards annotations formats cache streamed dataset
     processing cooccurrence negatives data prepare
     model
