@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 
 from bitgen import facts, snapshot
@@ -38,6 +38,8 @@ from bitgen.setup import make_model, make_optimizer, make_tokenizer
 from bitgen.signals import Signals
 from bitgen.validation import validate
 
+SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
+"""Ways to launch that split a model over processes."""
 PROGRESS = ("step", "skipped", "best", "validation")
 """What a run counts, in its checkpoints as it stands here."""
 
@@ -53,6 +55,9 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=precision(config.precision), kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False,  # a loss that is off leaves its head bare
                                           find_unused_parameters=not (config.loss.itm and config.loss.text))])
+        if (kind := self.accelerator.distributed_type) in SHARDED:
+            raise ValueError(f"the launcher is set to {kind.value}: every process holds the whole model here, which is "
+                             "far too small to be sharded; launch with torchrun, or accelerate's multi-GPU or multi-CPU")
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         set_seed(config.seed)
         self.saver = Saver(config) if self.main else None

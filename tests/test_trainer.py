@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from conftest import tiny_model
 from torch.optim import Muon
 
@@ -350,3 +351,11 @@ def test_runs_of_two_precisions_follow_one_another_in_one_process(tmp_path):
     for precision in ("float32", "bf16", "float32"):
         trainer = Trainer(config(tmp_path / precision, "--precision", precision))
         assert trainer.accelerator.mixed_precision == {"float32": "no"}.get(precision, precision)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_launcher_that_would_split_the_model_is_refused(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.distributed_type", DistributedType[kind])
+    with pytest.raises(ValueError, match=f"{kind}: every process holds the whole model"):
+        Trainer(config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
