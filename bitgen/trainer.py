@@ -57,7 +57,7 @@ class Trainer:
                                           find_unused_parameters=not (config.loss.itm and config.loss.text))])
         if (kind := self.accelerator.distributed_type) in SHARDED:
             raise ValueError(f"the launcher is set to {kind.value}: every process holds the whole model here, which is "
-                             "far too small to be sharded; launch with torchrun, or accelerate's multi-GPU or multi-CPU")
+                             "far too small to be sharded; launch with torchrun, or accelerate's multi-GPU or -CPU")
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         set_seed(config.seed)
         self.saver = Saver(config) if self.main else None
