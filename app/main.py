@@ -33,7 +33,7 @@ from gradio.utils import get_upload_folder
 
 from app import api, limits
 from app.bench import Bench
-from app.guard import Guard
+from app.guard import Events, Guard
 from app.pages import ASK, LOAD, Shell, caption, choose, compare, map, memory, plain, search, training, watched
 from app.sessions import lean
 from app.theme import CSS, theme
@@ -82,6 +82,7 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
         view.change(lambda view: (gr.Markdown(visible=view is None), gr.Tabs(visible=view is not None)),
                     view, [empty, tabs], show_progress="hidden", **ASK)
         api.build(bench)
+    demo.default_config.fns = Events(demo.fns)
     demo.queue(max_size=limits.QUEUE, default_concurrency_limit=2, api_open=False)
     return demo
 
