@@ -51,9 +51,13 @@ class Sessions(StateHolder):
         return super().__getitem__(session_id)
 
     def delete_all_expired_state(self):
-        """What gradio does every second: the state whose time is over goes. Here the rest of its session goes too, and
-        the letter-boxes of the queue that are empty and wait for nothing."""
+        """What gradio does every second: the state whose time is over goes. Here that of too many closed sessions goes
+        too, and with its state the rest of a session, and the letter-boxes of the queue that nothing is awaited from.
+        """
         super().delete_all_expired_state()
+        closed = [name for name, session in list(self.session_data.items()) if session.is_closed]
+        for name in closed[:max(0, len(closed) - limits.CLOSED)]:
+            self.delete_state(name)
         for name, session in list(self.session_data.items()):
             if session.is_closed and not any(session.state_components):
                 with self.lock:

@@ -59,6 +59,22 @@ def test_of_a_closed_session_nothing_is_left_when_its_time_is_over(demo, monkeyp
         open_one.event("first")
 
 
+def test_of_many_closed_sessions_the_latest_stay(demo, monkeypatch):
+    kept = demo.app.state_holder
+    monkeypatch.setattr(limits, "CLOSED", 2)
+    with Page(demo.local_url) as one, Page(demo.local_url) as two, Page(demo.local_url) as three, \
+            Page(demo.local_url) as open_one:
+        for page in (open_one, one, two, three):
+            page.event("first")
+        for page in (one, two, three):
+            kept.session_data[page.session].is_closed = True
+        for _ in range(300):
+            if one.session not in kept.session_data:
+                break
+            time.sleep(0.1)
+        assert [page.session in kept.session_data for page in (one, two, three, open_one)] == [False, True, True, True]
+
+
 def test_an_answer_waits_for_who_asked(demo):
     """Its letter-box is not empty, so it stays."""
     url = f"{demo.local_url}gradio_api/call/search"
