@@ -18,14 +18,16 @@ class Bench:
     """Models, galleries and uploads; safe for threads.
 
     run: what visitors see first, a run folder or a Hub id; by default the newest run under `runs/`, if there is one.
-    gallery: data set or folder of images; by default what the run was trained on, held out.
+    gallery: data set or folder of images; by default what the run was trained on, held out. save_to: folder below which
+    visitors may save what they made of a model's memory.
     """
 
-    def __init__(self, run: str | None = None, gallery: str | None = None, runs: str | Path = "runs"):
+    def __init__(self, run: str | None = None, gallery: str | None = None, runs: str | Path = "runs",
+                 save_to: Path | None = None):
         offered = find_runs(runs)
         local = run is not None and Path(run).is_dir()
         self.models = Models(([run] if local and run not in offered else []) + offered)
-        self.uploads = Uploads()
+        self.uploads, self.save_to = Uploads(), save_to
         self._galleries = Recent(self._open, GALLERIES)
         run = run or (offered[0] if offered else None)
         self.start = None if run is None else View(Choice(run), gallery or _trained_on(run))

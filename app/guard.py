@@ -9,15 +9,18 @@ import time
 from pathlib import Path
 from urllib.parse import unquote
 
+from starlette.exceptions import HTTPException
+
 from app import limits
 
+NAMED = re.compile(r"/(?:call(?:/v2)?|run|api)/([^/]+)/?$")
 REMOTE = re.compile(r"file=\s*(?:[a-z][a-z0-9+.-]*:|//|\\\\)", re.I)
 
 
 class Guard:
-    """ASGI middleware: 403 for `file=http…`, by which a visitor would have the server fetch an address for him; 411 for
-    a body that does not say how large it is, 413 for one that is too large, and 507 for an upload where `folder`, which
-    holds what visitors sent and were shown, is full."""
+    """ASGI middleware: 403 for `file=http…`, by which a visitor would have the server fetch an address for him; 404 for
+    an endpoint that there is not; 411 for a body that does not say how large it is, 413 for one that is too large, and
+    507 for an upload where `folder`, which holds what visitors sent and were shown, is full."""
 
     def __init__(self, app, folder: str):
         self.app, self.folder = app, folder
@@ -34,6 +37,9 @@ class Guard:
     async def _refusal(self, scope) -> tuple[int, str] | None:
         if foreign(scope["path"], scope.get("query_string", b"").decode("latin-1")):
             return 403, "not served here"
+        asked = NAMED.search(scope["path"])
+        if asked and asked[1] not in named(scope["app"]):
+            return 404, "there is no endpoint of this name"
         headers = dict(scope["headers"])
         if b"transfer-encoding" in headers:
             return 411, "a request says how large it is"
@@ -46,6 +52,19 @@ class Guard:
             if length + await asyncio.to_thread(held, self.folder) > limits.TEMPORARY_BYTES:
                 return 507, "the server holds as many files as it may: try again later"
         return None
+
+
+class Events(dict):
+    """The page's events by their numbers. A request for another one is answered with 404, where gradio (6.31), which
+    looks it up in a plain dictionary, would answer 500."""
+
+    def __missing__(self, number: int):
+        raise HTTPException(404, f"there is no event {number}")
+
+
+def named(app) -> set[str]:
+    """Names of all endpoints of a gradio server, the page's own among them."""
+    return {event.api_name for event in app.get_blocks().fns.values()}
 
 
 def sweep(folder: str) -> None:

@@ -30,6 +30,8 @@ SESSIONS = 1000
 """Sessions whose state is kept."""
 CLOSED_SECONDS = 600
 """How long the state of a session is kept after its page was closed or lost its connection."""
+CLOSED = 64
+"""Such sessions; the one that was used longest ago goes first."""
 
 
 def text(value: str | None, name: str) -> str:

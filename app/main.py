@@ -20,6 +20,7 @@ a `gr.Textbox`. Every component has a `label`, shown or not: screen readers read
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.update({  # before gradio is imported
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -31,9 +32,9 @@ os.environ.update({  # before gradio is imported
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from app import api, limits
+from app import api, limits, saved
 from app.bench import Bench
-from app.guard import Guard
+from app.guard import Events, Guard
 from app.pages import ASK, LOAD, Shell, caption, choose, compare, map, memory, plain, search, training, watched
 from app.sessions import lean
 from app.theme import CSS, theme
@@ -52,9 +53,11 @@ then open this page again with `make app`. Or type a Hub id such as `ORG/NAME` a
 """
 
 
-def build_app(run: str | None = None, gallery: str | None = None, runs: str = "runs") -> gr.Blocks:
-    """The page. run: run folder or Hub id, by default the newest below `runs`; gallery: data set or image folder."""
-    bench = Bench(run, gallery, runs)
+def build_app(run: str | None = None, gallery: str | None = None, runs: str = "runs",
+              save_to: Path | None = None) -> gr.Blocks:
+    """The page. run: run folder or Hub id, by default the newest below `runs`; gallery: data set or image folder;
+    save_to: folder below which visitors may save, by default nowhere."""
+    bench = Bench(run, gallery, runs, save_to)
     with gr.Blocks(title="BitGen", analytics_enabled=False, delete_cache=(600, limits.UPLOAD_SECONDS)) as demo:
         view = gr.State(None, time_to_live=limits.UPLOAD_SECONDS, delete_callback=bench.close)
         query, wanted = gr.State(None), gr.State(None)
@@ -82,17 +85,20 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
         view.change(lambda view: (gr.Markdown(visible=view is None), gr.Tabs(visible=view is not None)),
                     view, [empty, tabs], show_progress="hidden", **ASK)
         api.build(bench)
+    demo.default_config.fns = Events(demo.fns)
     demo.queue(max_size=limits.QUEUE, default_concurrency_limit=2, api_open=False)
     return demo
 
 
 def launch(run: str | None = None, gallery: str | None = None, host: str = "127.0.0.1", port: int | None = None,
-           mcp: bool = False, block: bool = True, quiet: bool = False) -> gr.Blocks:
-    """Serve the page at `host`, only to this computer unless told otherwise.
+           mcp: bool = False, save_to: str | None = None, block: bool = True, quiet: bool = False) -> gr.Blocks:
+    """Serve the page at `host`, only to this computer unless told otherwise. save_to: folder below which visitors may
+    save models with a memory that they edited.
 
-    Raises `ValueError` for a host or port that cannot be had, and for MCP without its packages.
+    Raises `ValueError` for a host or port that cannot be had, for MCP without its packages, and for a folder that
+    cannot be written or that others than this computer would write to.
     """
-    demo = build_app(run, gallery)
+    demo = build_app(run, gallery, save_to=saved.place(save_to, host))
     try:
         demo.launch(**serving(mcp), server_name=host, server_port=port, prevent_thread_lock=not block, quiet=quiet)
     except OSError as error:

@@ -7,7 +7,6 @@ forgotten or undone leaves no trace, to the bit. D width, n facts or pictures.
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -133,23 +132,6 @@ def belief(model: BitGen, edits: Edits) -> Belief:
     for fact in edits.facts:
         held = model.memory.write(held, fact.key[None], fact.value[None])
     return held
-
-
-@torch.no_grad()
-def download(bench: Bench, view: View, edits: Edits) -> bytes:
-    """The edited memory as safetensors, under the names that it has in a checkpoint, its facts' words in the header.
-
-    Put into a model, `memory.persistent()` is what the session's memory holds.
-    """
-    from safetensors.torch import save
-
-    model, edits = with_memory(bench, view).model, of(view, edits)
-    state = {f"memory.{name}": tensor for name, tensor in model.memory.state_dict().items()}
-    written = belief(model, edits) - model.memory.prior()
-    state |= {"memory.written_precision": written.precision, "memory.written_information": written.information}
-    words = json.dumps([fact.text for fact in edits.facts])
-    return save({name: x.contiguous() for name, x in state.items()},
-                {"format": "pt", "facts": words, "checkpoint": view.choice.title})
 
 
 # Reading --------------------------------------------------------------------------------------------------

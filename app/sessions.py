@@ -3,7 +3,8 @@
 gradio (6.31) describes every part of the page anew for each session, 24 ms and 0.4 MB on this page, in the one thread
 that all answers come through; it does so for links into a session's state, which this page does not offer. And where a
 program asks an endpoint without a session, each of its calls is given one, which stays until `limits.SESSIONS` newer
-ones push it out, and visitors with it.
+ones push it out, and visitors with it. A session whose page was closed stays as long, its state alone is let go; and of
+every session and every call without one, the queue keeps its letter-box.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ class Session(SessionState):
 
     def __init__(self, blocks):
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))
+        self.blocks_config.fns = blocks.default_config.fns  # the same for all: no event belongs to one session alone
         self.STATE_TTL_WHEN_CLOSED = limits.CLOSED_SECONDS
+
+    def __setitem__(self, key, value):
+        """A part's value; what describes it is not kept."""
+        super().__setitem__(key, value)
+        self.config_values.clear()
 
     def _update_config(self, key):
         """Nothing: it would only be read to make a link."""
@@ -42,6 +49,26 @@ class Sessions(StateHolder):
         if session_id not in self.session_data:
             self.session_data[session_id] = Session(self.blocks)
         return super().__getitem__(session_id)
+
+    def delete_all_expired_state(self):
+        """What gradio does every second: the state whose time is over goes. Here that of too many closed sessions goes
+        too, and with its state the rest of a session, and the letter-boxes of the queue that nothing is awaited from.
+        """
+        super().delete_all_expired_state()
+        closed = [name for name, session in list(self.session_data.items()) if session.is_closed]
+        for name in closed[:max(0, len(closed) - limits.CLOSED)]:
+            self.delete_state(name)
+        for name, session in list(self.session_data.items()):
+            if session.is_closed and not any(session.state_components):
+                with self.lock:
+                    self.session_data.pop(name, None)
+                    self.time_last_used.pop(name, None)
+        boxes, awaited = self.blocks._queue.pending_messages_per_session, self.blocks._queue.pending_event_ids_session
+        for name, box in list(boxes.items()):
+            if box.empty() and not awaited.get(name):
+                boxes.pop(name, None)
+        for name in set(awaited).difference(boxes):
+            awaited.pop(name, None)
 
 
 @asynccontextmanager

@@ -5,20 +5,32 @@
 Writes 24 pairs (image, first caption) to an empty memory, reads with a key and asks whose written value is nearest
 to what came back, by cosine less the episode's mean: chance is 1/24. "Noise 0.5" is Gaussian noise of half the key's
 own length. Prints a Markdown table of means over the episodes.
+
+"On the page" are the app's own functions: 24 facts of a session, written one by one, each a picture with its own words,
+with those of a picture that no fact has, which no model can know, or, to confuse it, with those of the next fact's
+picture; all are read back by the picture alone. Then the model is saved with the memory of the last such session and
+opened again: what has become of the gallery's recall?
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import bitgen
+from app import memory as page
+from app import saved
+from app.bench import Bench
+from app.memory import Edits
+from app.models import Choice, View
 from bitgen.config import DataConfig
 from bitgen.data import open_data
-from bitgen.evaluate import EPISODE, perplexities
-from bitgen.images import normalise
+from bitgen.evaluate import EPISODE, evaluate, perplexities
+from bitgen.images import normalise, picture
 from bitgen.model import unit
 
 
@@ -48,6 +60,30 @@ def main() -> None:
     report = perplexities(model, processor, data)
     print(f"| caption perplexity, empty memory | {report['perplexity']:.3f} | {report['chance_perplexity']:.0f} |")
     print(f"| caption perplexity, memory written | {report['perplexity_memory']:.3f} | |")
+    on_the_page(options.run, data, processor.vision.image_size, len(rows))
+
+
+def on_the_page(run: str, data, size: int, episodes: int) -> None:
+    """Lines of the table: facts written and read back by the app, and the gallery's recall before and after."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench, view = Bench(run, save_to=Path(folder)), View(Choice(run), "")
+        for words, shift in (("words of the next fact's picture", 1), ("its own words", 0),
+                             ("words of another picture", len(data) // 2)):
+            shares = []
+            for episode in range(episodes):
+                edits = Edits()
+                for i in range(episode * EPISODE, (episode + 1) * EPISODE):
+                    said = data.captions[(i + shift) % len(data)][0]
+                    edits = page.write(bench, view, edits, picture(data.pixels(i, size).numpy()[None], 0), said)
+                found = page.read_back(bench, view, edits)
+                shares.append(sum(rank == 1 for _, rank, *_ in found) / EPISODE)
+            print(f"| on the page, {words}: right fact first | {sum(shares) / episodes:.4g} (worst session "
+                  f"{min(shares):.3f}) | {1 / EPISODE:.3f} |", flush=True)
+        written = bitgen.load(saved.save(bench, view, edits, "written"))
+        reports = [evaluate(*loaded, data) for loaded in (bench.model(view), written)]
+    for name in ("t2i_r1", "i2t_r1", "rerank_t2i_r1", "rerank_i2t_r1"):
+        before, after = (report[name] for report in reports)
+        print(f"| {name} of the gallery before, after | {before:.4f}, {after:.4f} | |")
 
 
 def one_episode(model, processor, data, indices, noises) -> dict[str, float]:

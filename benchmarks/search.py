@@ -1,7 +1,7 @@
 """How fast is search, what does it find, what does it need? Index against bare faiss, in one process, on one thread.
 
     python benchmarks/search.py features runs/scenes --count 1000000    # once: the real features that `speed` needs
-    python benchmarks/search.py speed runs/scenes      # exact, two-stage and graph against IndexFlatIP
+    python benchmarks/search.py speed runs/scenes      # exact, two-stage and lists against IndexFlatIP
     python benchmarks/search.py latency runs/scenes    # words typed -> results (building: encode.py)
     python benchmarks/search.py worth runs/scenes      # filters, mixed queries, re-ranking, where the truth is known
 
@@ -38,6 +38,7 @@ from bitgen.cache import cache_folder
 from bitgen.catalogue import Item
 from bitgen.config import DataConfig
 from bitgen.data import open_data
+from bitgen.engine import ENGINES
 from bitgen.gallery import of_data
 from bitgen.images import augment, normalise
 from bitgen.index import Index
@@ -135,7 +136,7 @@ def speed(encoder: Encoder, root: str, sizes: list[int], parts: int) -> None:
                 flat = faiss.IndexFlatIP(encoder.width)
                 flat.add(np.asarray(some, np.float32))
                 truths.append(np.concatenate([flat.search(query[None], 10)[1] for query in queries]))
-            for engine in ("exact", "two-stage", "graph") if size <= 100_000 else ("exact", "two-stage"):
+            for engine in ENGINES[1:]:
                 print(row(Path(folder), engine, flat, queries, truths, encoder.width), flush=True)
 
 

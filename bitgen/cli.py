@@ -171,6 +171,9 @@ class App:
     """Port; by default the first free one from 7860."""
     mcp: bool = False
     """Offer the endpoints to agents too (needs gradio[mcp])."""
+    save_to: str | None = None
+    """Folder below which visitors may save a model with the memory that they edited, each time as a new folder; without
+    it they can download the memory. Only where nobody but this computer is listened to."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -397,7 +400,7 @@ def app(argv: list[str]) -> int:
         from app.main import launch
     except ModuleNotFoundError as error:
         raise ValueError(f"the app needs {error.name}: pip install 'bitgen[app,index]'") from None
-    launch(options.run, options.gallery, options.host, options.port, options.mcp)
+    launch(options.run, options.gallery, options.host, options.port, options.mcp, options.save_to)
     return 0
 
 

@@ -3,13 +3,15 @@
     exact        every row is looked at, in float16: half the time and half the room of float32
     two-stage    4-bit codes of the rows' main directions (product quantisation, Jégou et al. 2011; fast scan, André et
                  al. 2017, arXiv 1704.07355) give a short list, which the rows themselves, on disk, put in order
-    graph        a navigable graph (HNSW, arXiv 1603.09320) gives it: minutes to build, next to no time a query
+    lists        the same codes, sorted into lists by the nearest of many centres (an inverted file): those of the
+                 centres nearest to a query are looked at, a sixteenth of the rows or so
 
 Shapes: N rows, D width, Q queries, S length of the short list. Features are unit length: inner product is cosine.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ FEW = 20_000  # rows left by a filter that are looked at one by one; more go thr
 LEAST = 1000  # rows without which there is nothing to learn from
 SAMPLE = 65_536  # rows that codes are learned from
 BLOCK = 65_536  # rows converted at a time
+FEWEST = 39  # rows that a list's centre is learned from: with fewer, FAISS warns
+PART = 1 / 16  # of the lists that a short list is taken from
 
 
 @dataclass(frozen=True)
@@ -28,26 +32,30 @@ class Recipe:
     """How FAISS learns codes of the rows, and how many candidates are then put in order by the rows themselves."""
 
     factory: str
-    """For `faiss.index_factory`; `{d}` stands for the number of main directions."""
+    """For `faiss.index_factory`; `{d}` stands for the number of main directions, `{lists}` for that of lists."""
     directions: int
     """How many main directions are kept, at most."""
     shortlist: int
     """S."""
+    lists: int = 0
+    """Lists that the codes are sorted into, at most; `{lists}` of `factory`."""
 
 
-RECIPES = {"two-stage": Recipe("PCA{d},PQ{d}x4fs", 48, 200), "graph": Recipe("HNSW32,SQ8", 0, 400)}
+RECIPES = {"two-stage": Recipe("PCA{d},PQ{d}x4fs", 48, 200),
+           "lists": Recipe("PCA{d},IVF{lists},PQ{d}x4fs", 48, 200, 1024)}
 ENGINES = ("auto", "exact", *RECIPES)
 
 
 def make_engine(kind: str, rows: np.ndarray, path: Path) -> Exact | Shortlist:
     """The engine of this kind (one of `ENGINES`) for `rows (N, D)`; `path` keeps what it learns, if anything.
 
-    `auto` is exact as long as a query then takes a millisecond or two, a graph only where minutes of building pay.
+    `auto` is exact as long as a query then takes a millisecond or two, and sorts codes into lists where all of them
+    take more than ten.
     """
     if kind not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {kind!r}")
     if kind == "auto":
-        kind = "exact" if len(rows) < 100_000 else "two-stage" if len(rows) < 5_000_000 else "graph"
+        kind = "exact" if len(rows) < 100_000 else "two-stage" if len(rows) < 5_000_000 else "lists"
     return Exact(rows) if kind == "exact" or len(rows) < LEAST else Shortlist(rows, kind, path)
 
 
@@ -106,8 +114,9 @@ class Shortlist:
         sample = self._rows[::max(1, len(self._rows) // SAMPLE)].astype(np.float32)
         width = self._rows.shape[1]
         # Distances, not products: on unit rows they give the same order, and taking off the mean does not change them.
-        index = faiss.index_factory(width, self._recipe.factory.format(d=min(self._recipe.directions, width)),
-                                    faiss.METRIC_L2)
+        factory = self._recipe.factory.format(d=min(self._recipe.directions, width),
+                                              lists=min(self._recipe.lists, len(sample) // FEWEST))
+        index = faiss.index_factory(width, factory, faiss.METRIC_L2)
         index.train(sample)
         return index
 
@@ -119,12 +128,24 @@ class Shortlist:
         length = max(self._recipe.shortlist, 2 * k)
         while True:
             length = min(length, len(self._rows))
-            found = self._index.search(queries, length)[1]
+            found = self._candidates(queries, length)
             if allowed is not None:
                 found = np.where(allowed[found] & (found >= 0), found, -1)
             if length == len(self._rows) or ((found >= 0).sum(1) >= k).all():
                 return self._ordered(queries, found, k)
             length *= 4
+
+    def _candidates(self, queries: np.ndarray, length: int) -> np.ndarray:
+        """The first `length` rows by their codes, (Q, length); -1 where the lists looked at hold fewer. From more lists
+        the longer: all of them where all rows are asked for."""
+        if not self._recipe.lists:
+            return self._index.search(queries, length)[1]
+        faiss = import_faiss()
+        lists = faiss.extract_index_ivf(self._index).nlist
+        part = 1 if length == len(self._rows) else PART * length / self._recipe.shortlist
+        chosen = faiss.SearchParametersIVF(nprobe=min(lists, math.ceil(part * lists)))
+        how = faiss.SearchParametersPreTransform(index_params=chosen)
+        return self._index.search(queries, length, params=how)[1]
 
     def _ordered(self, queries: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best k of the candidates `found (Q, S)`, -1 where there are fewer, by the rows themselves."""

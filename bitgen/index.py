@@ -54,7 +54,7 @@ class Index:
     def open(cls, folder: str | Path, encoder: Encoder | None = None, engine: str = "auto") -> Index:
         """The index in `folder`. Raises `ValueError` where there is none, or where `encoder` is another model.
 
-        engine: `exact`, `two-stage`, `graph` (see `engine`), or `auto`: by the number of pictures.
+        engine: `exact`, `two-stage`, `lists` (see `engine`), or `auto`: by the number of pictures.
         """
         index = cls(Store(Path(folder)), engine)
         if encoder is not None:

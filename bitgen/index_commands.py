@@ -101,7 +101,7 @@ class Search:
     rerank: bool = False
     """Put the results in a new order by what matching head and decoder say of each; both are printed beside the score.
     For a query of words alone, or one image and captions."""
-    engine: Literal["auto", "exact", "two-stage", "graph"] = "auto"
+    engine: Literal["auto", "exact", "two-stage", "lists"] = "auto"
     """How to search; auto goes by the number of pictures."""
     device: str = "cpu"
     """Device to compute on."""

@@ -58,7 +58,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(place):
     """The app with a run, as `bitgen app` serves it."""
-    yield from served(str(place / "runs/first"), str(place / "gallery"))
+    yield from served(str(place / "runs/first"), str(place / "gallery"), save_to=str(place / "edited"))
 
 
 def served(*arguments, **options):
@@ -180,6 +180,9 @@ def remembers(page, look):
     shows(page, "#slot-said", "Slot 3")
     page.get_by_role("button", name="How much does it hold?").click()
     page.locator("#capacity [role=img]").wait_for()
+    page.fill("#keep-name :is(input, textarea)", f"mine-{look}")
+    page.click("#keep-button")
+    page.wait_for_function(f"document.querySelector('#kept :is(input, textarea)').value.endsWith('mine-{look}')")
     settle(page, f"memory-{look}")
     page.locator("#facts label").first.click()
     page.click("#forget")

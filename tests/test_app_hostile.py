@@ -221,7 +221,22 @@ def test_every_event_called_by_name_without_a_session_ends(demo, page):
 def test_malformed_events_are_refused(page, body):
     if isinstance(body, dict):
         body = {"session_hash": page.session, **body}
-    assert page.http.post("gradio_api/queue/join", json=body).status_code in (400, 404, 422, 500)
+    assert page.http.post("gradio_api/queue/join", json=body).status_code in (400, 404, 422)
+
+
+@pytest.mark.parametrize("number", [10**6, -1])
+def test_an_event_that_there_is_not_is_not_found(page, number):
+    for session in (page.session, "nobody"):
+        body = {"fn_index": number, "data": [], "session_hash": session}
+        refused = page.http.post("gradio_api/queue/join", json=body)
+        assert (refused.status_code, refused.json()) == (404, {"detail": f"there is no event {number}"})
+
+
+@pytest.mark.parametrize("path", ["call/nothing", "call/v2/nothing", "call/v2/nothing/", "run/nothing", "run/predict",
+                                  "api/nothing"])
+def test_an_endpoint_that_there_is_not_is_not_found(page, path):
+    refused = page.http.post(f"gradio_api/{path}", json={"data": []})
+    assert (refused.status_code, refused.text) == (404, "there is no endpoint of this name")
 
 
 @pytest.mark.parametrize("words, number, value", [

@@ -1,20 +1,26 @@
 """The Memory tab without a browser: sessions, undo to the bit, what is refused, what slots say, the download."""
 
 import hashlib
+import json
 import math
+import os
 import random
 
 import pytest
 import torch
+from app_visitor import Page
 from PIL import Image
 
 pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
+from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 
-from app import memory, slots
+import bitgen
+from app import memory, saved, slots
 from app.bench import Bench
+from app.main import launch
 from app.memory import Edits
 from app.models import Choice, View
 from app.search import Query
@@ -200,12 +206,99 @@ def test_capacity_is_measured_as_the_library_does(bench, view):
 
 def test_the_download_is_the_memory_of_the_session(bench, view, place):
     edits, model = written(bench, view, place, 3), bench.model(view).model
-    tensors = load_tensors(memory.download(bench, view, edits))
+    tensors = load_tensors(saved.download(bench, view, edits))
     assert set(tensors) == {name for name in model.state_dict() if name.startswith("memory.")}
     prior = model.memory.prior()
     held = memory.belief(model, edits)
     torch.testing.assert_close(tensors["memory.written_precision"] + prior.precision, held.precision)
     torch.testing.assert_close(tensors["memory.written_information"] + prior.information, held.information)
+
+
+def test_a_saved_folder_is_the_model_with_the_memory_of_the_session(bench, view, place, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "save_to", tmp_path)
+    edits, model = written(bench, view, place, 3), bench.model(view).model
+    before = digest(model.state_dict().values())
+    folder = saved.save(bench, view, edits, "with-facts")
+    assert folder == tmp_path / "with-facts" and os.listdir(tmp_path) == ["with-facts"], "nothing half-made is left"
+    opened, processor = bitgen.load(folder)
+    for one, other in zip(opened.memory.persistent(), memory.belief(model, edits)):
+        torch.testing.assert_close(one, other)
+    rest = {name: x for name, x in model.state_dict().items() if not name.startswith("memory.written")}
+    assert all(torch.equal(opened.state_dict()[name], x) for name, x in rest.items())
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["facts"]) == WORDS[:3]
+    assert digest(model.state_dict().values()) == before and bench.model(view).model.memory is model.memory
+
+
+@pytest.mark.parametrize("name", [None, "", " ", ".", "..", "../out", "/tmp/out", "a/b", "a\\b", ".hidden", "-rf",
+                                  "a b", "n" * 65, "ä", "a\n", "a\0", "<b>", "taken", "file", "link", "nowhere"])
+def test_a_folder_is_saved_below_the_operators_alone_and_over_nothing(bench, view, place, tmp_path, monkeypatch, name):
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(bench, "save_to", kept)
+    (kept / "taken").mkdir(parents=True)
+    (kept / "file").write_text("mine")
+    (kept / "link").symlink_to(tmp_path)
+    (kept / "nowhere").symlink_to(tmp_path / "nowhere")
+    there = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="name of the new folder: (expected|there is a)"):
+        saved.save(bench, view, written(bench, view, place, 1), name)
+    assert sorted(tmp_path.rglob("*")) == there and (kept / "file").read_text() == "mine"
+
+
+def test_saving_that_is_off_or_fails_says_so_and_leaves_nothing(bench, view, place, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="saving is off: start the app with --save-to"):
+        saved.save(bench, view, Edits(), "mine")
+    monkeypatch.setattr(bench, "save_to", tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "/secret/path")
+
+    monkeypatch.setattr("bitgen.processing.Processor.save", full)
+    with pytest.raises(ValueError, match="^'mine' was not saved: No space left on device$"):
+        saved.save(bench, view, Edits(), "mine")
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setattr(saved, "MOST", 0)
+    with pytest.raises(ValueError, match="0 folders are saved"):
+        saved.save(bench, view, Edits(), "mine")
+
+
+def test_one_of_two_that_save_the_same_name_is_told(bench, view, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "save_to", tmp_path)
+    write = saved._write
+
+    def slowly(folder, *rest):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "theirs").write_text("first")
+        write(folder, *rest)
+
+    monkeypatch.setattr(saved, "_write", slowly)
+    with pytest.raises(ValueError, match="'mine' was not saved: Directory not empty|File exists"):
+        saved.save(bench, view, Edits(), "mine")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "theirs"]
+
+
+def test_saving_needs_a_folder_that_can_be_written_and_no_strangers(tmp_path):
+    assert saved.place(None, "0.0.0.0") is None
+    assert saved.place(str(tmp_path / "new" / "one"), "127.0.0.1").is_dir()
+    with pytest.raises(ValueError, match="--save-to lets visitors write .* got --host 0.0.0.0"):
+        saved.place(str(tmp_path), "0.0.0.0")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--save-to .*file: expected a folder that can be written"):
+        saved.place(str(tmp_path / "file"), "127.0.0.1")
+
+
+def test_the_page_saves_the_memory_of_its_session(place, tmp_path):
+    demo = launch(str(place / "runs/first"), str(place / "gallery"), save_to=str(tmp_path), block=False, quiet=True)
+    with Page(demo.local_url) as page:
+        page.event("first")
+        file = page.upload(("0.png", (place / "0.png").read_bytes()))[0]
+        page.event("written", None, None, file, WORDS[0])
+        assert page.event("kept_as", None, None, "mine") == [str(tmp_path / "mine")]
+        said, good = page.send("kept_as", None, None, "mine")
+        assert not good and "nothing is written over" in said["error"]
+    demo.close()
+    with safe_open(tmp_path / "mine" / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["facts"]) == WORDS[:1]
 
 
 def test_a_gallery_without_captions_tells_what_it_can(bench, place):

@@ -1,14 +1,17 @@
 """Sessions of the served app: cheap, apart, and none for a program that asks without one. No browser."""
 
 import json
+import time
 import urllib.request
 
 import pytest
 from app_runs import write_gallery, write_run
+from app_visitor import Page
 
 pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
+from app import limits
 from app.main import launch
 from app.sessions import Session
 
@@ -40,6 +43,53 @@ def test_a_call_without_a_session_leaves_none_behind(demo):
     assert len(ask(demo, session_hash="somebody")) == 12 and "somebody" in kept.session_data
 
 
+def test_of_a_closed_session_nothing_is_left_when_its_time_is_over(demo, monkeypatch):
+    kept, boxes = demo.app.state_holder, demo._queue.pending_messages_per_session
+    monkeypatch.setattr(limits, "CLOSED_SECONDS", 0)
+    with Page(demo.local_url) as open_one, Page(demo.local_url) as closed_one:
+        for page in (open_one, closed_one):
+            page.event("first")
+        kept.session_data[closed_one.session].is_closed = True
+        for _ in range(300):  # gradio looks once a second
+            if closed_one.session not in kept.session_data and not boxes:
+                break
+            time.sleep(0.1)
+        left = [*kept.session_data, *kept.time_last_used, *boxes, *demo._queue.pending_event_ids_session]
+        assert open_one.session in kept.session_data and closed_one.session not in left and not boxes
+        open_one.event("first")
+
+
+def test_of_many_closed_sessions_the_latest_stay(demo, monkeypatch):
+    kept = demo.app.state_holder
+    monkeypatch.setattr(limits, "CLOSED", 2)
+    with Page(demo.local_url) as one, Page(demo.local_url) as two, Page(demo.local_url) as three, \
+            Page(demo.local_url) as open_one:
+        for page in (open_one, one, two, three):
+            page.event("first")
+        for page in (one, two, three):
+            kept.session_data[page.session].is_closed = True
+        for _ in range(300):
+            if one.session not in kept.session_data:
+                break
+            time.sleep(0.1)
+        assert [page.session in kept.session_data for page in (one, two, three, open_one)] == [False, True, True, True]
+
+
+def test_an_answer_waits_for_who_asked(demo):
+    """Its letter-box is not empty, so it stays."""
+    url = f"{demo.local_url}gradio_api/call/search"
+    body = json.dumps({"data": ["a red ring", "", "images", 12, False, "", ""]}).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})) as joined:
+        event = json.load(joined)["event_id"]
+    for _ in range(300):
+        if event not in demo._queue.event_ids_to_events:
+            break
+        time.sleep(0.1)
+    time.sleep(1.5)  # time to be looked at
+    with urllib.request.urlopen(f"{url}/{event}") as answer:
+        assert b"event: complete" in answer.read()
+
+
 def test_no_statistics_are_made_of_the_answers(demo):
     ask(demo)
     assert len(demo._queue.event_analytics) <= 1 and not demo._queue.cached_event_analytics_summary["functions"]
@@ -50,5 +100,5 @@ def test_a_session_has_state_of_its_own_and_no_description_of_the_page(demo):
     one, other = Session(demo), Session(demo)
     one[view] = "mine"
     assert one[view] == "mine" and other[view] is None and demo.blocks[view].value is None
-    assert not other.config_values and list(other.components) == []
+    assert not one.config_values and not other.config_values and list(other.components) == []
     assert other.blocks_config.blocks.keys() == demo.default_config.blocks.keys()

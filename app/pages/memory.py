@@ -6,9 +6,9 @@ import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 
-from app import limits, memory, slots
+from app import limits, memory, saved, slots
 from app.memory import Edits, Told
-from app.pages import ASK, WAIT, Shell, plain, thumbnail
+from app.pages import ASK, LOAD, WAIT, Shell, plain, thumbnail
 from app.pages.figure import figure
 
 TITLE, ID = "Memory", "memory"
@@ -41,6 +41,11 @@ def build(shell: Shell) -> None:
         undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo", interactive=False)
         save = gr.Button("Prepare a download", size="sm", min_width=80, elem_id="save")
         file = gr.DownloadButton("Download memory.safetensors", size="sm", visible=False, elem_id="memory-file")
+    with gr.Row(visible=bench.save_to is not None, equal_height=True, elem_id="keep"):
+        name = gr.Textbox(label="Name of a new folder", placeholder="with-my-facts", lines=1, max_lines=1,
+                          max_length=64, scale=2, min_width=200, elem_id="keep-name")
+        keep = gr.Button("Save the model with this memory", size="sm", min_width=80, elem_id="keep-button")
+        kept = gr.Textbox(label="Saved as", interactive=False, lines=1, scale=3, min_width=200, elem_id="kept")
     gr.Markdown("### Its slots")
     by = gr.Radio([(title, way) for way, title in slots.WAYS.items()], value="usage", label="Show", elem_id="slots-by")
     fills = gr.HTML(elem_classes="unseen")
@@ -87,10 +92,13 @@ def build(shell: Shell) -> None:
         edits = memory.of(view, edits)
         return (edits, *listed(view, edits))
 
-    def saved(view, edits):
-        data = memory.download(bench, view, edits)
+    def prepared(view, edits):
+        data = saved.download(bench, view, edits)
         path = save_bytes_to_cache(data, "memory.safetensors", cache_dir=file.GRADIO_CACHE)
         return gr.DownloadButton(value=path, visible=True)
+
+    def kept_as(view, edits, name):
+        return str(saved.save(bench, view, edits, name))
 
     def drawn_slots(view, edits, query, by):
         values = getattr(slots.look(bench, view, edits, query), by)
@@ -121,7 +129,8 @@ def build(shell: Shell) -> None:
     ask.click(plain(asked), [view, edits, image], both[len(state):], **on)
     forget.click(plain(forgotten), [view, edits, facts, image], both, **on)
     undo.click(plain(undone), [view, edits, image], both, **on)
-    save.click(plain(saved), [view, edits], file, **ASK)
+    save.click(plain(prepared), [view, edits], file, **ASK)
+    keep.click(plain(kept_as), [view, edits, name], kept, **LOAD)
     example.click(plain(lambda view: memory.any_fact(bench, view)), view, [image, words], **ASK)
     view.change(plain(opened), [view, edits], state, show_progress="hidden", **ASK)
     for event in (edits.change, by.input, query.change):
