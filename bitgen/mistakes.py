@@ -15,6 +15,8 @@ from torch import Tensor
 from bitgen import retrieval
 from bitgen.scene_words import COLOURS, SHAPES
 
+NEAREST = 5  # wrong images that a caption is held against
+
 
 class Mistake(NamedTuple):
     """A caption and what it found instead of its image."""
@@ -30,15 +32,15 @@ class Mistake(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """What the first image of a caption had where the right one had something else."""
+    """What the wrong images nearest to a caption have where the right one has something else."""
 
     names: list[str]
     """C values of the attribute."""
     shares: Tensor
-    """(C, C): of the right image's values (rows), the share that the first image found had as (columns); what is
-    missing to 1 it did not have at all."""
+    """(C, C): of the right image's values (rows), the share that those wrong images have as (columns); what is missing
+    to 1 they do not have at all."""
     chance: Tensor
-    """(C,): what an image drawn at random would have on the diagonal."""
+    """(C,): what a wrong image drawn at random would have on the diagonal."""
 
 
 def recall(image_features: Tensor, text_features: Tensor, owner: Tensor,
@@ -94,9 +96,10 @@ def _value(scene: dict, name: str) -> object:
 
 def confusion(image_features: Tensor, text_features: Tensor, owner: Tensor, truth: Sequence[dict],
               field: str) -> Confusion:
-    """What `field`, `colour` or `shape`, of the right image is in the first image that a caption finds.
+    """What `field`, `colour` or `shape`, of the right image is in the five wrong images nearest to each caption.
 
-    Values that both have are right; those left over on both sides are taken for one another, in equal parts.
+    Nearest, not first: a good model hardly errs, and what it would err for can be seen all the same. Values that both
+    have are right; those left over on both sides are taken for one another, in equal parts.
     """
     tables = {"colour": COLOURS, "shape": SHAPES}
     if field not in tables:
@@ -104,16 +107,17 @@ def confusion(image_features: Tensor, text_features: Tensor, owner: Tensor, trut
     names = list(tables[field])
     place = {name: i for i, name in enumerate(names)}
     counts = torch.zeros(len(names), len(names), dtype=torch.float64)
-    first = retrieval.nearest(text_features, image_features, 1)[1][:, 0].tolist()
     having = [Counter(thing[field] for thing in scene["objects"]) for scene in truth]
-    for right, found in zip(owner.tolist(), first):
-        true, seen = having[right], having[found]
-        for name, number in (true & seen).items():
-            counts[place[name], place[name]] += number
-        missed, extra = list((true - seen).elements()), list((seen - true).elements())
-        for name in missed:
-            for other in extra:
-                counts[place[name], place[other]] += 1 / len(extra)
-    shares = counts / torch.tensor([sum(having[i][name] for i in owner.tolist()) for name in names])[:, None].clamp(1)
-    chance = torch.tensor([sum(name in h for h in having) / len(having) for name in names], dtype=torch.float64)
-    return Confusion(names, shares, chance)
+    wrong = min(NEAREST, len(truth) - 1)
+    for right, found in zip(owner.tolist(), retrieval.nearest(text_features, image_features, wrong + 1)[1].tolist()):
+        for near in [image for image in found if image != right][:wrong]:
+            true, seen = having[right], having[near]
+            for name, number in (true & seen).items():
+                counts[place[name], place[name]] += number
+            missed, extra = list((true - seen).elements()), list((seen - true).elements())
+            for name in missed:
+                for other in extra:
+                    counts[place[name], place[other]] += 1 / len(extra)
+    asked = torch.tensor([wrong * sum(having[i][name] for i in owner.tolist()) for name in names])[:, None]
+    others = torch.tensor([sum(name in h for h in having) - 1 for name in names], dtype=torch.float64)
+    return Confusion(names, counts / asked.clamp(1), others.clamp(0) / max(len(truth) - 1, 1))

@@ -175,6 +175,14 @@ def test_a_cell_that_fails_or_warns_is_noticed(tmp_path):
         EXECUTE.executed(fails, tmp_path)
 
 
+def test_words_of_patience_are_left_out():
+    """They come once and then from the cache no more, so the same code would give two files."""
+    said = [("stdout", "UMAP of 720 points; the first one in a session takes up to a minute …\n"), ("stdout", "kept\n"),
+            ("stdout", "it takes up to a minute …\nkept too\n"), ("stderr", "kept, and a complaint\n")]
+    outputs = EXECUTE.joined(nbformat.v4.new_output("stream", name=name, text=text) for name, text in said)
+    assert [output.text for output in outputs] == ["kept\nkept too\n", "kept, and a complaint\n"]
+
+
 def test_every_notebook_has_conclusions():
     assert {path.stem for path in NOTEBOOKS} == set(CONCLUSIONS)
 

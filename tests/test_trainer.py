@@ -54,6 +54,7 @@ def run(tmp_path_factory, small):
 def plain(run, monkeypatch):
     """Other runs draw nothing: it would take longer than their training."""
     monkeypatch.setattr("bitgen.boards.validated", lambda *_: None)
+    monkeypatch.setattr("bitgen.boards.finished", lambda *_: None)
     monkeypatch.setattr("bitgen.card._draw", lambda *_: False)
 
 
