@@ -144,17 +144,18 @@ def confusion(names: Sequence[str], shares: np.ndarray, field: str, chance: floa
 
 
 def differences(found: Mapping[str, float], chance: Mapping[str, float]) -> Figure:
-    """How often a wrongly found image differs from the right one in each attribute, beside a wrong one at random."""
+    """How often the nearest wrong image differs from the right one in each attribute, beside a wrong one at random."""
     if not found:
-        raise ValueError("differences: nothing was found wrongly")
+        raise ValueError("differences: no wrong images to hold against the right ones")
     with styled():
         names = sorted(found, key=found.get)
         figure = sheet(5.6, 0.9 + 0.34 * len(names), layout="constrained")
         axes = figure.subplots()
-        axes.barh(names, [100 * found[name] for name in names], 0.6, color=BLUE, label="found first, wrongly")
+        axes.barh(names, [100 * found[name] for name in names], 0.6, color=BLUE, label="the nearest wrong image")
         axes.plot([100 * chance[name] for name in names], range(len(names)), "|", color=GREY, markersize=15,
-                  markeredgewidth=2, label="chance: any other image")
-        axes.set(xlim=(0, 100), xlabel="share that differs from the right image, %", title="In what wrong finds differ")
+                  markeredgewidth=2, label="chance: any wrong image")
+        axes.set(xlim=(0, 100), xlabel="share that differs from the right image, %",
+                 title="In what the nearest wrong image differs")
         axes.grid(visible=False, axis="y")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -73,20 +73,30 @@ def worst(image_features: Tensor, text_features: Tensor, owner: Tensor, count: i
 
 def differences(image_features: Tensor, text_features: Tensor, owner: Tensor,
                 truth: Sequence[dict]) -> tuple[dict[str, float], dict[str, float]]:
-    """Of captions that find a wrong image first: the share whose find differs from the right one in each attribute.
+    """Share of the captions whose nearest wrong image differs from the right one in each attribute.
 
     Beside it the same for wrong images drawn at random. Keys `colour`, `shape`, `size`, `texture`, `relation`,
-    `background`; no keys where nothing is wrong. truth: the N scenes.
+    `background`; no keys for a single image. truth: the N scenes.
     """
-    first = retrieval.nearest(text_features, image_features, 1)[1][:, 0]
-    wrong = (first != owner).nonzero().flatten().tolist()
+    near = _nearest_wrong(image_features, text_features, owner, 1)
+    pairs = [(right, wrong[0]) for right, wrong in zip(owner.tolist(), near) if wrong]
     found, chance = {}, {}
-    for name in ("colour", "shape", "size", "texture", "relation", "background") if wrong else ():
+    for name in ("colour", "shape", "size", "texture", "relation", "background") if pairs else ():
         values = [_value(scene, name) for scene in truth]
         alike = Counter(values)
-        found[name] = sum(values[int(first[i])] != values[int(owner[i])] for i in wrong) / len(wrong)
-        chance[name] = 1 - sum(alike[values[int(owner[i])]] - 1 for i in wrong) / len(wrong) / (len(truth) - 1)
+        found[name] = sum(values[right] != values[wrong] for right, wrong in pairs) / len(pairs)
+        chance[name] = 1 - sum(alike[values[right]] - 1 for right, _ in pairs) / len(pairs) / (len(truth) - 1)
     return found, chance
+
+
+def _nearest_wrong(image_features: Tensor, text_features: Tensor, owner: Tensor, count: int) -> list[list[int]]:
+    """For each caption the nearest images that are not its own, nearest first: up to `count`, as many as there are.
+
+    Nearest, not found first: a good model hardly errs, and what it would err for can be seen all the same.
+    """
+    count = min(count, len(image_features) - 1)
+    first = retrieval.nearest(text_features, image_features, count + 1)[1].tolist()
+    return [[image for image in found if image != right][:count] for right, found in zip(owner.tolist(), first)]
 
 
 def _value(scene: dict, name: str) -> object:
@@ -98,8 +108,7 @@ def confusion(image_features: Tensor, text_features: Tensor, owner: Tensor, trut
               field: str) -> Confusion:
     """What `field`, `colour` or `shape`, of the right image is in the five wrong images nearest to each caption.
 
-    Nearest, not first: a good model hardly errs, and what it would err for can be seen all the same. Values that both
-    have are right; those left over on both sides are taken for one another, in equal parts.
+    Values that both have are right; those left over on both sides are taken for one another, in equal parts.
     """
     tables = {"colour": COLOURS, "shape": SHAPES}
     if field not in tables:
@@ -108,16 +117,17 @@ def confusion(image_features: Tensor, text_features: Tensor, owner: Tensor, trut
     place = {name: i for i, name in enumerate(names)}
     counts = torch.zeros(len(names), len(names), dtype=torch.float64)
     having = [Counter(thing[field] for thing in scene["objects"]) for scene in truth]
-    wrong = min(NEAREST, len(truth) - 1)
-    for right, found in zip(owner.tolist(), retrieval.nearest(text_features, image_features, wrong + 1)[1].tolist()):
-        for near in [image for image in found if image != right][:wrong]:
-            true, seen = having[right], having[near]
+    nearest = _nearest_wrong(image_features, text_features, owner, NEAREST)
+    for right, near in zip(owner.tolist(), nearest):
+        for wrong in near:
+            true, seen = having[right], having[wrong]
             for name, number in (true & seen).items():
                 counts[place[name], place[name]] += number
             missed, extra = list((true - seen).elements()), list((seen - true).elements())
             for name in missed:
                 for other in extra:
                     counts[place[name], place[other]] += 1 / len(extra)
-    asked = torch.tensor([wrong * sum(having[i][name] for i in owner.tolist()) for name in names])[:, None]
+    asked = torch.tensor([sum(having[right][name] * len(near) for right, near in zip(owner.tolist(), nearest))
+                          for name in names])[:, None]
     others = torch.tensor([sum(name in h for h in having) - 1 for name in names], dtype=torch.float64)
     return Confusion(names, counts / asked.clamp(1), others.clamp(0) / max(len(truth) - 1, 1))

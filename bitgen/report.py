@@ -104,8 +104,9 @@ def retrieval(case: Case) -> Section:
     if case.truth:
         found, chance = mistakes.differences(*features, case.truth)
         if found:
-            blocks.append(figure(feature_figures.differences(found, chance), "An attribute with a short bar is told "
-                                 "well; one that reaches its chance mark does not help to find the image."))
+            blocks.append(figure(feature_figures.differences(found, chance), "What it would err for. An attribute "
+                                 "with a short bar is told well; one that reaches its chance mark does not help to "
+                                 "find the image."))
         for field in ("colour", "shape"):
             shown = mistakes.confusion(*features, case.truth, field)
             drawn = feature_figures.confusion(shown.names, shown.shares, field, shown.chance.mean().item())
