@@ -78,7 +78,7 @@ def differences(a, b, path=""):
 def steady(line):
     """A metrics line without what depends on the clock, on work done twice, or on what is drawn."""
     return {key: value for key, value in line.items()
-            if key != "images_per_second" and not key.startswith(("cost/", "features/"))}
+            if key != "images_per_second" and not key.startswith(("cost/", "features/", "probe/"))}
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(run, tmp_path):
