@@ -43,6 +43,7 @@ def painted(page):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer:DeprecationWarning")  # of what TensorBoard brings along
 def test_the_projector_shows_points_with_their_thumbnails(address):
     answers, troubles = {}, []
     with playwright.sync_playwright() as driver:

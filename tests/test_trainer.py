@@ -131,6 +131,14 @@ def test_the_run_folder_holds_what_the_layout_promises(run):
         assert features.shape == (1, 64) and torch.allclose(features.norm(dim=1), torch.ones(1), atol=1e-5)
 
 
+def test_what_costs_more_is_drawn_once_at_the_end(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in shown.Images("loss/landscape")] == [6]
+    assert [event.step for event in shown.Images("loss/gradients")] == [6]
+
+
 def test_every_loss_is_logged_beside_its_chance_level(run):
     lines = read_metrics(run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
