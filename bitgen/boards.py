@@ -1,8 +1,10 @@
 """What TensorBoard shows of a run beside its curves: after each validation, how features, memory and attention stand.
 
     boards.validated(log, step, model, gallery, data)
+    boards.finished(log, step, model, data, loss)
 
-Curves are logged as they come; here are histograms, pictures, the projector's thumbnails and the precision of matching.
+Curves are logged as they come; here are histograms, pictures, the projector's thumbnails, the precision of matching and
+what can be read off the features; at the end what costs more: which loss reaches which part, and how the loss lies.
 N images, M captions, K slots.
 """
 
@@ -17,20 +19,24 @@ from torch import Tensor
 
 from bitgen import feature_figures, memory_figures, network_figures
 from bitgen.attention import attention_entropy, decoder_looks
+from bitgen.config import LossConfig
 from bitgen.data import Batch
-from bitgen.diagnostics import activations, undisturbed
+from bitgen.diagnostics import activations, batch_of, gradient_table, landscape, undisturbed
 from bitgen.encoded import Gallery
 from bitgen.evaluate import picture
 from bitgen.geometry import geometry, similarity
 from bitgen.images import normalise
 from bitgen.logs import RunLog
 from bitgen.model import BitGen
-from bitgen.probes import known_labels
+from bitgen.probes import FOLDS, known_labels, probe
+from bitgen.processing import Processor
 from bitgen.projection import pca
 from bitgen.slots import by_label, facts, mass
 
 FIRST = 64  # images that are looked at closely
 NAMED = ("colour", "background", "word")  # kinds of labels that slots are held against
+FINAL = 16  # images of the batch that the end's gradients and landscape are measured on
+POINTS = 9  # of the landscape
 MAPPED = 500  # images in the projector, each with its first caption
 TINT = np.array([[[230]], [[159]], [[0]]])  # orange, half of a caption's thumbnail
 
@@ -46,6 +52,7 @@ def validated(log: RunLog, step: int, model: BitGen, gallery: Gallery, data: Any
         log.figure("retrieval/answers", picture(gallery, data, model.vision_config.image_size), step)
         weights(log, step, model)
         features(log, step, gallery)
+        probes(log, step, gallery, data)
         projector(log, step, gallery, data, model.vision_config.image_size)
         close, batch = _close_up(model, gallery, data)
         matching(log, step, model, close)
@@ -53,6 +60,20 @@ def validated(log: RunLog, step: int, model: BitGen, gallery: Gallery, data: Any
         attention(log, step, model, batch)
         if model.memory is not None:
             memory(log, step, model, close, data)
+
+
+def finished(log: RunLog, step: int, model: BitGen, data: Any, loss: LossConfig) -> None:
+    """Log what costs more than a validation should: the gradient of each loss in each part, and the loss around the
+    weights, on 16 images of `data`; nothing for fewer than 2. The model and the random state are left as they were.
+    """
+    if len(data) - len(data.bad) < 2:
+        return
+    processor = Processor(model.tokenizer, model.vision_config, model.config.max_tokens)
+    batch = batch_of(data, processor, FINAL).to(next(model.parameters()).device)
+    with undisturbed(model):
+        log.figure("loss/gradients", network_figures.gradient_table(gradient_table(model, batch, loss)), step)
+        lines = landscape(model, batch, loss, points=POINTS, directions=1)
+        log.figure("loss/landscape", network_figures.landscape(*lines), step)
 
 
 def weights(log: RunLog, step: int, model: BitGen) -> None:
@@ -76,6 +97,22 @@ def features(log: RunLog, step: int, gallery: Gallery) -> None:
     plane = pca(torch.cat([images[: FIRST * 2], texts[some]]))
     panel = {f"step {step}": (plane.project(images[: FIRST * 2]), plane.project(texts[some]))}
     log.figure("features/map", feature_figures.embedding_map(panel, owner[some]), step)
+
+
+def probes(log: RunLog, step: int, gallery: Gallery, data: Any) -> None:
+    """What a linear map reads off the images' features, beside labels dealt at random: each label, and means by kind.
+
+    Nothing for too few images or labels.
+    """
+    labels = known_labels(data, gallery.indices)
+    if not labels.names or len(gallery.indices) < 2 * FOLDS:
+        return
+    found = probe(gallery.image_features, labels.values)
+    kinds = np.array(labels.kinds)
+    means = {f"probe/{kind}": found.auc[kinds == kind].mean() for kind in dict.fromkeys(labels.kinds)}
+    log.scalars(step, means | {"probe/dealt at random": found.shuffled.mean()})
+    scores = {"this step": found.auc, "labels dealt at random": found.shuffled}
+    log.figure("features/probes", feature_figures.probes(labels.names, labels.kinds, scores), step)
 
 
 def projector(log: RunLog, step: int, gallery: Gallery, data: Any, size: int) -> None:

@@ -40,13 +40,14 @@ def embedding_map(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], owner: Se
         for axes in list(grid.flat)[len(panels):]:
             axes.remove()
         handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), markerscale=1.6)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), markerscale=1.2)
     return figure
 
 
 def _joined(axes: Axes, images: np.ndarray, texts: np.ndarray, owner: np.ndarray, groups) -> None:
     from matplotlib.collections import LineCollection
 
+    """Images as rings, so that captions which lie on their image are seen within it."""
     segments = np.stack([images[owner], texts], 1)
     axes.add_collection(LineCollection(segments, colors=GREY, linewidths=0.4, alpha=0.35, label="belong together"))
     size = 14 if len(texts) <= 600 else 6
@@ -57,12 +58,12 @@ def _joined(axes: Axes, images: np.ndarray, texts: np.ndarray, owner: np.ndarray
         member = np.asarray(groups)
         parts = [(member == name, member[owner] == name, colour, colour, name, None) for name, colour in
                  zip(names, [*COLOURS, INK, GREY])]
-        axes.plot([], [], "o", color=GREY, label="image", markersize=3)
+        axes.plot([], [], "o", color=GREY, label="image", markersize=4, fillstyle="none")
         axes.plot([], [], "^", color=GREY, label="caption", markersize=3)
     for which, said, colour, second, name, second_name in parts:
-        axes.scatter(*texts[said].T, s=size * 0.7, color=second, marker="^", linewidths=0, alpha=0.75,
+        axes.scatter(*images[which].T, s=2.4 * size, facecolors="none", edgecolors=colour, linewidths=0.9, label=name)
+        axes.scatter(*texts[said].T, s=0.7 * size, color=second, marker="^", linewidths=0, alpha=0.75,
                      label=second_name)
-        axes.scatter(*images[which].T, s=size, color=colour, marker="o", linewidths=0, alpha=0.9, label=name)
 
 
 def similarity(matrix: np.ndarray) -> Figure:
@@ -123,37 +124,38 @@ def probes(names: Sequence[str], kinds: Sequence[str], scores: Mapping[str, Sequ
 
 
 def confusion(names: Sequence[str], shares: np.ndarray, field: str, chance: float | None = None) -> Figure:
-    """Shares (C, C) of what was right (rows) and what was found first (columns), in percent.
+    """Shares (C, C) of what the right image has (rows) and the wrong ones nearest to a caption (columns), in percent.
 
-    `chance`: what the diagonal would be on average for images found at random.
+    `chance`: what the diagonal would be on average for wrong images drawn at random.
     """
     with styled():
         figure = sheet(0.56 * len(names) + 1.6, 0.42 * len(names) + 1.3, layout="constrained")
         axes = figure.subplots()
         percent = 100 * np.asarray(shares, dtype=float)
-        image = cells(axes, percent, list(names), list(names), 0, 100,
+        image = cells(axes, percent, list(names), list(names), 0, max(float(percent.max()), 1.0),
                       lambda value: f"{value:.0f}" if value >= 0.5 else "")
-        axes.set(xlabel=f"{field} in the image found first", ylabel=f"{field} in the right image",
-                 title=f"Which {field} is taken for which")
+        axes.set(xlabel=f"{field} in the nearest wrong images", ylabel=f"{field} in the right image",
+                 title=f"Which {field} lies near which")
         if chance is not None:
-            axes.set_xlabel(f"{axes.get_xlabel()}; chance on the diagonal {100 * chance:.0f} %")
+            axes.set_xlabel(f"{axes.get_xlabel()}\nchance on the diagonal {100 * chance:.0f} %")
         axes.set_xticks(axes.get_xticks(), names, rotation=45, ha="right", rotation_mode="anchor")
         figure.colorbar(image, ax=axes, label="share of the row, %", shrink=0.85)
     return figure
 
 
 def differences(found: Mapping[str, float], chance: Mapping[str, float]) -> Figure:
-    """How often a wrongly found image differs from the right one in each attribute, beside a wrong one at random."""
+    """How often the nearest wrong image differs from the right one in each attribute, beside a wrong one at random."""
     if not found:
-        raise ValueError("differences: nothing was found wrongly")
+        raise ValueError("differences: no wrong images to hold against the right ones")
     with styled():
         names = sorted(found, key=found.get)
         figure = sheet(5.6, 0.9 + 0.34 * len(names), layout="constrained")
         axes = figure.subplots()
-        axes.barh(names, [100 * found[name] for name in names], 0.6, color=BLUE, label="found first, wrongly")
+        axes.barh(names, [100 * found[name] for name in names], 0.6, color=BLUE, label="the nearest wrong image")
         axes.plot([100 * chance[name] for name in names], range(len(names)), "|", color=GREY, markersize=15,
-                  markeredgewidth=2, label="chance: any other image")
-        axes.set(xlim=(0, 100), xlabel="share that differs from the right image, %", title="In what wrong finds differ")
+                  markeredgewidth=2, label="chance: any wrong image")
+        axes.set(xlim=(0, 100), xlabel="share that differs from the right image, %",
+                 title="In what the nearest wrong image differs")
         axes.grid(visible=False, axis="y")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

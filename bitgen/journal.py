@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from bitgen import boards
-from bitgen.config import Config, to_dict
+from bitgen.config import Config, LossConfig, to_dict
 from bitgen.encoded import Gallery
 from bitgen.health import Doctor, Verdict
 from bitgen.logs import RunLog
@@ -69,8 +70,16 @@ class Journal:
         self.say(f"step {step}: validation {shown} over {numbers['images']} images, chance R@1 "
                  f"{numbers['chance_t2i_r1']:.4f}")
         self._row(step, {f"val_{name}": value for name, value in numbers.items()})
+        self._draw(step, lambda: boards.validated(self.log, step, model, gallery, data))
+
+    def finished(self, step: int, data: Any, model: BitGen, loss: LossConfig) -> None:
+        """Pictures of the model as it was trained last, after the last validation."""
+        if self.on:
+            self._draw(step, lambda: boards.finished(self.log, step, model, data, loss))
+
+    def _draw(self, step: int, draw: Callable[[], None]) -> None:
         try:
-            boards.validated(self.log, step, model, gallery, data)
+            draw()
         except Exception as error:  # whatever drawing raises, training is worth more than its pictures
             self.say(f"warning: the pictures of step {step} are not complete: {type(error).__name__}: {error}")
 

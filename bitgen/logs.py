@@ -24,7 +24,7 @@ LAYOUT = {
         "matching accuracy rises to 0.8-0.9": [r"itm_acc(_chance)?$"],
         "matching loss": [r"(val_)?itm$"],
         "text loss and its label-smoothing floor": [r"(val_)?text(_floor|_nll)?$"],
-        "gradient norm 0.05-0.5": [r"grad_norm$"],
+        "gradient norm (the guide 0.05-0.5; healthy runs of scenes 1-40)": [r"grad_norm$"],
         "memory utilization above 0.5, quality above 0.7": [r"memory_(utilization|quality)$"],
         "validation loss": [r"val_total$"],
         "validation recall at 1": [r"val_(chance_)?[ti]2[it]_r1$"],
@@ -39,6 +39,7 @@ LAYOUT = {
         "gap between images and captions closes": [r"features/gap(_noise)?$"],
         "cosine of pairs rises, of others falls": [r"features/(positive|negative)_cosine$"],
         "directions in use (effective rank)": [r"features/rank_(images|texts)$"],
+        "what a linear probe reads (area under ROC, chance 0.5)": [r"probe/.*$"],
     },
 }
 """TensorBoard's "Custom scalars": a page with the training guide's signs, one with what goes on inside. A chart shows

@@ -15,6 +15,8 @@ from torch import Tensor
 from bitgen import retrieval
 from bitgen.scene_words import COLOURS, SHAPES
 
+NEAREST = 5  # wrong images that a caption is held against
+
 
 class Mistake(NamedTuple):
     """A caption and what it found instead of its image."""
@@ -30,15 +32,15 @@ class Mistake(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """What the first image of a caption had where the right one had something else."""
+    """What the wrong images nearest to a caption have where the right one has something else."""
 
     names: list[str]
     """C values of the attribute."""
     shares: Tensor
-    """(C, C): of the right image's values (rows), the share that the first image found had as (columns); what is
-    missing to 1 it did not have at all."""
+    """(C, C): of the right image's values (rows), the share that those wrong images have as (columns); what is missing
+    to 1 they do not have at all."""
     chance: Tensor
-    """(C,): what an image drawn at random would have on the diagonal."""
+    """(C,): what a wrong image drawn at random would have on the diagonal."""
 
 
 def recall(image_features: Tensor, text_features: Tensor, owner: Tensor,
@@ -71,20 +73,30 @@ def worst(image_features: Tensor, text_features: Tensor, owner: Tensor, count: i
 
 def differences(image_features: Tensor, text_features: Tensor, owner: Tensor,
                 truth: Sequence[dict]) -> tuple[dict[str, float], dict[str, float]]:
-    """Of captions that find a wrong image first: the share whose find differs from the right one in each attribute.
+    """Share of the captions whose nearest wrong image differs from the right one in each attribute.
 
     Beside it the same for wrong images drawn at random. Keys `colour`, `shape`, `size`, `texture`, `relation`,
-    `background`; no keys where nothing is wrong. truth: the N scenes.
+    `background`; no keys for a single image. truth: the N scenes.
     """
-    first = retrieval.nearest(text_features, image_features, 1)[1][:, 0]
-    wrong = (first != owner).nonzero().flatten().tolist()
+    near = _nearest_wrong(image_features, text_features, owner, 1)
+    pairs = [(right, wrong[0]) for right, wrong in zip(owner.tolist(), near) if wrong]
     found, chance = {}, {}
-    for name in ("colour", "shape", "size", "texture", "relation", "background") if wrong else ():
+    for name in ("colour", "shape", "size", "texture", "relation", "background") if pairs else ():
         values = [_value(scene, name) for scene in truth]
         alike = Counter(values)
-        found[name] = sum(values[int(first[i])] != values[int(owner[i])] for i in wrong) / len(wrong)
-        chance[name] = 1 - sum(alike[values[int(owner[i])]] - 1 for i in wrong) / len(wrong) / (len(truth) - 1)
+        found[name] = sum(values[right] != values[wrong] for right, wrong in pairs) / len(pairs)
+        chance[name] = 1 - sum(alike[values[right]] - 1 for right, _ in pairs) / len(pairs) / (len(truth) - 1)
     return found, chance
+
+
+def _nearest_wrong(image_features: Tensor, text_features: Tensor, owner: Tensor, count: int) -> list[list[int]]:
+    """For each caption the nearest images that are not its own, nearest first: up to `count`, as many as there are.
+
+    Nearest, not found first: a good model hardly errs, and what it would err for can be seen all the same.
+    """
+    count = min(count, len(image_features) - 1)
+    first = retrieval.nearest(text_features, image_features, count + 1)[1].tolist()
+    return [[image for image in found if image != right][:count] for right, found in zip(owner.tolist(), first)]
 
 
 def _value(scene: dict, name: str) -> object:
@@ -94,7 +106,7 @@ def _value(scene: dict, name: str) -> object:
 
 def confusion(image_features: Tensor, text_features: Tensor, owner: Tensor, truth: Sequence[dict],
               field: str) -> Confusion:
-    """What `field`, `colour` or `shape`, of the right image is in the first image that a caption finds.
+    """What `field`, `colour` or `shape`, of the right image is in the five wrong images nearest to each caption.
 
     Values that both have are right; those left over on both sides are taken for one another, in equal parts.
     """
@@ -104,16 +116,18 @@ def confusion(image_features: Tensor, text_features: Tensor, owner: Tensor, trut
     names = list(tables[field])
     place = {name: i for i, name in enumerate(names)}
     counts = torch.zeros(len(names), len(names), dtype=torch.float64)
-    first = retrieval.nearest(text_features, image_features, 1)[1][:, 0].tolist()
     having = [Counter(thing[field] for thing in scene["objects"]) for scene in truth]
-    for right, found in zip(owner.tolist(), first):
-        true, seen = having[right], having[found]
-        for name, number in (true & seen).items():
-            counts[place[name], place[name]] += number
-        missed, extra = list((true - seen).elements()), list((seen - true).elements())
-        for name in missed:
-            for other in extra:
-                counts[place[name], place[other]] += 1 / len(extra)
-    shares = counts / torch.tensor([sum(having[i][name] for i in owner.tolist()) for name in names])[:, None].clamp(1)
-    chance = torch.tensor([sum(name in h for h in having) / len(having) for name in names], dtype=torch.float64)
-    return Confusion(names, shares, chance)
+    nearest = _nearest_wrong(image_features, text_features, owner, NEAREST)
+    for right, near in zip(owner.tolist(), nearest):
+        for wrong in near:
+            true, seen = having[right], having[wrong]
+            for name, number in (true & seen).items():
+                counts[place[name], place[name]] += number
+            missed, extra = list((true - seen).elements()), list((seen - true).elements())
+            for name in missed:
+                for other in extra:
+                    counts[place[name], place[other]] += 1 / len(extra)
+    asked = torch.tensor([sum(having[right][name] * len(near) for right, near in zip(owner.tolist(), nearest))
+                          for name in names])[:, None]
+    others = torch.tensor([sum(name in h for h in having) - 1 for name in names], dtype=torch.float64)
+    return Confusion(names, counts / asked.clamp(1), others.clamp(0) / max(len(truth) - 1, 1))

@@ -13,7 +13,7 @@ from bitgen.drawing import BLUE, COLOURS, GREEN, GREY, ORANGE, cells, fitted, le
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEALTHY = (0.05, 0.5)  # the norm of the whole gradient, as the training guide has it
+HEALTHY = (1, 40)  # the norm of the whole gradient in healthy runs of `scenes`; it scales with losses and width
 GATES = {"word_gate": "words see patches", "patch_gate": "patches see words"}
 USUAL = 1e-3  # length of an update over that of the weights
 
@@ -34,7 +34,7 @@ def gradient_norms(history: Sequence[dict[str, float]]) -> Figure:
     with styled():
         figure = sheet(7.4, 2.6 + 0.2 * len(parts), layout="constrained")
         above, below = figure.subplots(2, 1, height_ratios=(1.8, 0.5 + 0.2 * len(parts)), sharex=True)
-        above.axhspan(*HEALTHY, color=GREEN, alpha=0.15, linewidth=0, label="healthy in the training guide")
+        above.axhspan(*HEALTHY, color=GREEN, alpha=0.15, linewidth=0, label="healthy runs of scenes")
         above.plot(steps, [line.get("grad_norm", math.nan) for line in lines], color=BLUE, label="all weights")
         above.set(title="Gradient norm before clipping", ylabel="norm")
         plain_log(above, "y")

@@ -24,9 +24,10 @@ from bitgen.images import normalise
 from bitgen.model import BitGen
 from bitgen.page import Section, figure, page, table, tiles, verdicts
 from bitgen.processing import Processor
-from bitgen.projection import aligned, pca
+from bitgen.projection import aligned, pca, project
 
-MAPPED = 60  # images on the map
+MAPPED = 60  # images on the map of the course
+JOINT = 120  # images on the map of the model as it is
 COURSE = 2  # checkpoints that the map shows beside an untrained model
 
 
@@ -103,12 +104,14 @@ def retrieval(case: Case) -> Section:
     if case.truth:
         found, chance = mistakes.differences(*features, case.truth)
         if found:
-            blocks.append(figure(feature_figures.differences(found, chance), "An attribute with a short bar is told "
-                                 "well; one that reaches its chance mark does not help to find the image."))
+            blocks.append(figure(feature_figures.differences(found, chance), "What it would err for. An attribute "
+                                 "with a short bar is told well; one that reaches its chance mark does not help to "
+                                 "find the image."))
         for field in ("colour", "shape"):
             shown = mistakes.confusion(*features, case.truth, field)
             drawn = feature_figures.confusion(shown.names, shown.shares, field, shown.chance.mean().item())
-            blocks.append(figure(drawn, f"What {field} the first image has where the right one has another."))
+            blocks.append(figure(drawn, f"What {field} the five wrong images nearest to a caption have where the right "
+                                 "one has another: what it would err for."))
     return Section("Retrieval", "What it finds, what it finds instead, and what it mixes up.", blocks)
 
 
@@ -127,6 +130,7 @@ def features(case: Case) -> Section:
     blocks = [figure(_course(case), "The first images and captions by their two main directions, before, while and "
                      "after it learned, turned so that they compare. Lines join what belongs together: they should be "
                      "short."),
+              _joint(case),
               table(["what", "value", "beside"], rows)]
     if len(images) > 1:
         blocks.append(figure(feature_figures.similarity(similarity(images, texts, owner, 64)), "A dark diagonal and "
@@ -152,6 +156,18 @@ def _course(case: Case):
         points = aligned(points, reference)
         panels[title] = points[: len(gallery.indices)], points[len(gallery.indices):]
     return feature_figures.embedding_map(dict(reversed(panels.items())), gallery.owner)
+
+
+def _joint(case: Case) -> str:
+    """The model's images and captions in one map: who is near whom; scenes are coloured by their background."""
+    gallery, count = case.gallery, min(JOINT, len(case.gallery.indices))
+    said = gallery.owner < count
+    plane = project(torch.cat([gallery.image_features[:count], gallery.text_features[said]]), "umap", say=tqdm.write)
+    panel = {f"{count} images with their captions": (plane.points[:count], plane.points[count:])}
+    groups = [scene["background"] for scene in case.truth[:count]] if case.truth else None
+    drawn = feature_figures.embedding_map(panel, gallery.owner[said], plane.method.upper(), groups)
+    colours = " Where one colour keeps together, the background makes neighbours." if groups else ""
+    return figure(drawn, f"{plane.note}. Captions should lie within the ring of their image.{colours}")
 
 
 def _probes(case: Case) -> list[str]:

@@ -135,6 +135,9 @@ class Trainer:
                 self._log(report)
             if last or self._due(self._validate_every()):
                 enough = self._validated()
+            if last or enough:
+                with self.meter.aside():
+                    self.journal.finished(self.step, self.val_data, self.model, self.config.loss)
             stop, push = self._stop(), self.config.hub.repo is not None and self._due(self.config.hub.push_every)
             if last or enough or stop or push or self._due(self.config.save_every):
                 self.save(push=bool(last or enough or stop or push))

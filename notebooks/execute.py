@@ -26,6 +26,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 START, TIMEOUT = 300, 900  # seconds until a kernel answers, and for a cell
+WAITING = re.compile(r"^.* takes up to a minute …\n", re.MULTILINE)  # said only where the cache does not have it yet
 LIVE = re.compile(r"application/vnd\.jupyter\.widget-view\+json|<iframe")
 
 
@@ -49,9 +50,13 @@ def executed(notebook: nbformat.NotebookNode, folder: Path = HERE) -> nbformat.N
 
 
 def joined(outputs: Iterator[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """The outputs with what one stream wrote in several pieces, as the clock had it, in one."""
+    """The outputs with what one stream wrote in several pieces, as the clock had it, in one, less words of patience."""
     kept: list[nbformat.NotebookNode] = []
     for output in outputs:
+        if output.output_type == "stream":
+            output.text = WAITING.sub("", output.text)
+            if not output.text:
+                continue
         if kept and output.output_type == "stream" and (kept[-1].output_type, kept[-1].get("name")) == (
                 "stream", output.name):
             kept[-1].text += output.text
@@ -61,7 +66,7 @@ def joined(outputs: Iterator[nbformat.NotebookNode]) -> list[nbformat.NotebookNo
 
 
 def shrink(notebook: nbformat.NotebookNode) -> None:
-    """Pictures in 160 colours: a third of the bytes, and no difference to the eye.
+    """Pictures in 128 colours: a third of the bytes, and no difference to the eye.
 
     The palette begins with colours that cover all there are, so that a rare one is not lost, and moves to the means of
     what it stands for, so that a background keeps its own.
@@ -71,7 +76,7 @@ def shrink(notebook: nbformat.NotebookNode) -> None:
             if "image/png" in output.get("data", {}):
                 png = io.BytesIO()
                 with Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))) as picture:
-                    picture.convert("RGB").quantize(160, Image.Quantize.MAXCOVERAGE, kmeans=10, dither=Image.Dither.NONE
+                    picture.convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, kmeans=10, dither=Image.Dither.NONE
                                                     ).save(png, "PNG", optimize=True)
                 output.data["image/png"] = base64.b64encode(png.getvalue()).decode()
 

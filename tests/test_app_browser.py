@@ -5,13 +5,13 @@ app and one browser serve all tests, since starting them is what costs.
 """
 
 import re
-import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 from app_runs import write_gallery, write_metrics, write_run
+from browser import launched
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -25,7 +25,7 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 COUNT = 24
 STREAMS = ("queue/data", "upload_progress")  # the page itself breaks these off: when it closes, when a file is there
 # Software drawing without the detour over an emulated graphics card: half the processor's time.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer"]
+FLAGS = ["--disable-gpu", "--disable-software-rasterizer"]
 IDLE = "!document.querySelector('.progress-text') && [...document.images].every(image => image.complete)"
 POINT = """n => { const dot = document.querySelectorAll('#map .dot')[n];
                   const at = dot.getPointAtLength(0).matrixTransform(dot.getScreenCTM()); return [at.x, at.y]; }"""
@@ -33,13 +33,8 @@ POINT = """n => { const dot = document.querySelectorAll('#map .dot')[n];
 
 @pytest.fixture(scope="module")
 def context():
-    """Chromium: the computer's own, else Playwright's; where there is neither, these tests are skipped."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with playwright.sync_playwright() as driver:
-        try:
-            browser = driver.chromium.launch(executable_path=found, args=FLAGS)
-        except playwright.Error as error:
-            pytest.skip(f"NO BROWSER TESTS: no Chromium here; make test installs one ({str(error).splitlines()[0]})")
+        browser = launched(driver, FLAGS)
         yield browser.new_context(reduced_motion="reduce")  # one for all pages: they share what was fetched
         browser.close()
 

@@ -1,5 +1,7 @@
 """What TensorBoard shows: all of it can be read back, is capped so that it opens, and nothing of the run is moved."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import DEFAULT_SIZE_
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from bitgen import boards, projector
-from bitgen.config import DataConfig
+from bitgen.config import DataConfig, LossConfig
 from bitgen.data import open_data
 from bitgen.encoded import Gallery
 from bitgen.images import normalise
-from bitgen.logs import RunLog, read_metrics
+from bitgen.logs import LAYOUT, RunLog, read_metrics
+from bitgen.probes import known_labels, probe
 from bitgen.tokenizer import Tokenizer
 
 CURVES = {"val_total": 1.0, "itm": 0.5, "itc": 1.0, "text": 2.0, "grad_norm": 1.0, "lr": 0.1}
@@ -40,6 +43,7 @@ def validated(tmp_path_factory):
     for step in (10, 20):
         log.scalars(step, CURVES)
         boards.validated(log, step, model, gallery, data)
+    boards.finished(log, 20, model, data, LossConfig())
     log.close()
     assert model.training and torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -53,8 +57,9 @@ def read(run) -> EventAccumulator:
 def test_all_boards_can_be_read_back(validated):
     run, gallery, _ = validated
     tags = read(run).Tags()
-    assert set(tags["images"]) == {"retrieval/answers", "features/similarity", "features/map", "activations/layers",
-                                   "attention/spread", "attention/words", "memory/slots"}
+    assert set(tags["images"]) == {"retrieval/answers", "features/similarity", "features/map", "features/probes",
+                                   "activations/layers", "attention/spread", "attention/words", "memory/slots",
+                                   "loss/gradients", "loss/landscape"}
     assert {"weights/vision", "cosine/others", "matching/hard negative", "memory/largest share of a fact"} <= set(
         tags["histograms"])
     assert "matching" in read(run).PluginTagToContent("pr_curves")
@@ -86,6 +91,18 @@ def test_cosines_of_others_are_of_others(validated):
     cosines = gallery.text_features @ gallery.image_features.T
     beside = torch.tensor([cosines[i, i // 5 - 1] for i in range(100)])                      # the image before its own
     assert histogram.num == 100 and histogram.sum == pytest.approx(beside.sum().item(), rel=1e-4)
+
+
+def test_probes_are_those_of_the_scenes(validated):
+    run, gallery, data = validated
+    labels = known_labels(data, gallery.indices)
+    found = probe(gallery.image_features, labels.values)
+    colours = [i for i, kind in enumerate(labels.kinds) if kind == "colour"]
+    for row in read_metrics(run):
+        assert row["probe/colour"] == pytest.approx(found.auc[colours].mean().item())
+        assert row["probe/dealt at random"] == pytest.approx(found.shuffled.mean().item())
+    charts = [tags for chart in LAYOUT["Inside"].items() for tags in chart[1] if "probe" in chart[0]]
+    assert re.fullmatch(charts[0], "probe/colour")
 
 
 def test_the_projector_has_a_thumbnail_and_a_line_for_each_row(validated):
@@ -130,4 +147,6 @@ def test_one_validation_image_and_no_memory_are_enough(tmp_path, validated):
     log = RunLog(tmp_path)
     log.scalars(1, {"val_total": 1.0})
     boards.validated(log, 1, model, one, data)
-    assert "retrieval/answers" in read(tmp_path).Tags()["images"]
+    boards.finished(log, 1, model, data.first(1), LossConfig())
+    shown = read(tmp_path).Tags()["images"]
+    assert "retrieval/answers" in shown and "features/probes" not in shown and "loss/landscape" not in shown

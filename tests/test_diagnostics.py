@@ -287,22 +287,36 @@ IMAGES, OWNER = torch.eye(3), torch.tensor([0, 0, 1, 2])
 TEXTS = torch.tensor([[1.0, 0.1, 0.0], [0.2, 1.0, 0.1], [0.0, 1.0, 0.0], [0.2, 1.0, 0.3]])  # finds 0, 1, 1, 1
 
 
-def test_confusions_pair_what_is_left_over():
+def test_confusions_pair_what_is_left_over_in_the_nearest_wrong_images(monkeypatch):
+    monkeypatch.setattr(M, "NEAREST", 1)  # of captions 0 and 1 that is image 1, of 2 image 0 (a tie), of 3 image 1
     found = M.confusion(IMAGES, TEXTS, OWNER, TRUTH, "colour")
     at = {name: i for i, name in enumerate(found.names)}
-    assert found.shares[at["blue"], at["blue"]] == 0.5 and found.shares[at["blue"], at["green"]] == 0.5
-    assert found.shares[at["red"], at["red"]] == 1 and found.shares[at["green"], at["green"]] == 1
+    assert found.shares[at["blue"], at["blue"]] == 0 and found.shares[at["blue"], at["green"]] == 1
+    assert found.shares[at["red"], at["red"]] == 1 and found.shares[at["green"], at["blue"]] == 1
     assert found.shares[at["pink"], at["red"]] == 0.5 and found.shares[at["pink"], at["green"]] == 0.5
-    assert found.chance[at["red"]] == pytest.approx(2 / 3) and found.chance[at["pink"]] == pytest.approx(1 / 3)
+    assert found.chance[at["red"]] == pytest.approx(1 / 2) and found.chance[at["pink"]] == 0
+
+
+def test_confusions_of_a_faultless_model_are_not_empty():
+    found = M.confusion(IMAGES, IMAGES[OWNER], OWNER, TRUTH, "colour")                        # five: both other images
+    at = {name: i for i, name in enumerate(found.names)}
+    assert found.shares[at["red"], at["red"]] == 0.5 and found.shares[at["red"], at["pink"]] == 0.5
+    assert found.shares[at["pink"]].sum() == 1 and found.shares[at["pink"], at["pink"]] == 0
+    alone = M.confusion(IMAGES[:1], TEXTS[:1], OWNER[:1], TRUTH[:1], "colour")
+    assert not alone.shares.any() and not alone.chance.any()
+
+
+def test_bad_fields_of_confusions_are_named():
     with pytest.raises(ValueError, match="'colour' or 'shape', got 'size'"):
         M.confusion(IMAGES, TEXTS, OWNER, TRUTH, "size")
 
 
-def test_differences_of_wrong_finds_beside_chance():
-    found, chance = M.differences(IMAGES, TEXTS, OWNER, TRUTH)                              # captions 1 and 3 are wrong
-    assert found == {"colour": 1.0, "shape": 0.5, "size": 0.5, "texture": 0.5, "relation": 0.0, "background": 0.5}
-    assert chance["shape"] == pytest.approx(0.75) and chance["relation"] == 0 and chance["background"] == 0.75
-    assert M.differences(IMAGES, IMAGES[OWNER], OWNER, TRUTH) == ({}, {})
+def test_differences_of_the_nearest_wrong_image_beside_chance():
+    found, chance = M.differences(IMAGES, TEXTS, OWNER, TRUTH)                 # image 1, 1, 0 (a tie), 1
+    assert found == {"colour": 1.0, "shape": 0.25, "size": 0.25, "texture": 0.25, "relation": 0.0, "background": 0.25}
+    assert chance["shape"] == pytest.approx(0.625) and chance["relation"] == 0 and chance["background"] == 0.625
+    assert M.differences(IMAGES, IMAGES[OWNER], OWNER, TRUTH)[1] == chance, "a model without a mistake too"
+    assert M.differences(IMAGES[:1], TEXTS[:1], OWNER[:1], TRUTH[:1]) == ({}, {})
 
 
 def test_worst_queries_come_worst_first_and_once_an_image():

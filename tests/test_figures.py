@@ -256,7 +256,7 @@ def test_text_is_measured_as_it_is_drawn():
     (lambda: feature_figures.embedding_map({"a": (np.zeros((2, 2)), np.zeros((3, 2)))}, [0, 1]), "3 captions with 2"),
     (lambda: feature_figures.similarity(np.zeros((3, 4))), r"shape \(3, 4\)"),
     (lambda: feature_figures.probes(["a"], ["b"], {"c": [1, 2]}), "scores of 1 labels"),
-    (lambda: feature_figures.differences({}, {}), "nothing was found wrongly"),
+    (lambda: feature_figures.differences({}, {}), "no wrong images"),
     (lambda: network_figures.gradient_norms([{"step": 1}]), "no grad_norm"),
     (lambda: network_figures.update_ratios({1: {}}), "no ratios"),
     (lambda: network_figures.attention(PIXELS[0], ["a"], np.zeros((1, 15))), r"shape \(1, 15\)"),

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from hub_server import HubServer
+from notebook_run import small_run
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 EXECUTE = SimpleNamespace(**runpy.run_path(str(FOLDER / "execute.py")))
@@ -86,19 +87,7 @@ def server():
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """A run of a few steps with a small model on a few scenes: checkpoints, history, everything a notebook reads."""
-    from bitgen.config import load_preset
-    from bitgen.trainer import Trainer
-
-    config = load_preset("nano", load_preset("scenes"))
-    config.output_dir = str(tmp_path_factory.mktemp("notebooks") / "run")
-    config.data.scenes_train, config.optim.batch_size, config.optim.max_steps = 256, 16, 12
-    config.save_every, config.log_every, config.validate_every = 6, 2, 12
-    config.loss.queue, config.loss.queue_start, config.optim.warmup_steps = 64, 4, 2
-    trainer = Trainer(config)
-    trainer.val_data = trainer.val_data.first(40)
-    trainer.fit()
-    return config.output_dir
+    return small_run(tmp_path_factory.mktemp("notebooks") / "run")
 
 
 def claims(text):
@@ -173,6 +162,14 @@ def test_a_cell_that_fails_or_warns_is_noticed(tmp_path):
     fails = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 > 2")])
     with pytest.raises(CellExecutionError):
         EXECUTE.executed(fails, tmp_path)
+
+
+def test_words_of_patience_are_left_out():
+    """They come once and then from the cache no more, so the same code would give two files."""
+    said = [("stdout", "UMAP of 720 points; the first one in a session takes up to a minute …\n"), ("stdout", "kept\n"),
+            ("stdout", "it takes up to a minute …\nkept too\n"), ("stderr", "kept, and a complaint\n")]
+    outputs = EXECUTE.joined(nbformat.v4.new_output("stream", name=name, text=text) for name, text in said)
+    assert [output.text for output in outputs] == ["kept\nkept too\n", "kept, and a complaint\n"]
 
 
 def test_every_notebook_has_conclusions():

@@ -41,6 +41,7 @@ def train(*settings):
     """A run that draws nothing: it would take longer than its training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bitgen.boards.validated", lambda *_: None)
+        patch.setattr("bitgen.boards.finished", lambda *_: None)
         patch.setattr("bitgen.card._draw", lambda *_: False)
         Trainer(parse_config([*TINY, *settings])).fit()
 

@@ -3,8 +3,11 @@
 import json
 import re
 import shutil
+import sys
+import types
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
@@ -19,6 +22,16 @@ from bitgen.processing import Processor
 from bitgen.tokenizer import Tokenizer
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
+
+
+class Line:
+    """UMAP's place, without its seconds of compiling: points on a line."""
+
+    def __init__(self, **settings):
+        pass
+
+    def fit_transform(self, features):
+        return np.stack([np.arange(len(features)), features[:, 0]], 1)
 
 
 class Whole(HTMLParser):
@@ -81,7 +94,9 @@ def run(tmp_path_factory):
 def text(run, tmp_path_factory):
     """The page of that run."""
     out = tmp_path_factory.mktemp("page") / "deep" / "report.html"
-    assert main(["diagnose", str(run), "--out", str(out), "--images", "40"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Line))
+        assert main(["diagnose", str(run), "--out", str(out), "--images", "40"]) == 0
     return out.read_text(encoding="utf-8")
 
 
@@ -93,7 +108,7 @@ def test_the_page_is_whole_and_carries_everything(text):
     assert all(address.startswith("#") for address in styles)
     titles = [name for name in re.findall(r"<h2>(.*?)</h2>", text)]
     assert titles == ["At a glance", "Training", "Retrieval", "Features", "Memory", "Inside the network"]
-    assert text.count("<figure") == text.count("<figcaption>") == text.count('role="img"') >= 18
+    assert text.count("<figure") == text.count("<figcaption>") == text.count('role="img"') >= 19
     assert "BitGen: run" in text and "40 of 500 images of scenes, val" in text
 
 
@@ -105,6 +120,17 @@ def test_the_same_model_gives_the_same_page(text, run):
     case = report.gather(str(run), images=40)
     for chapter in (report.summary(case), report.memory(case)):
         assert all(block in text for block in chapter.blocks)
+
+
+def test_images_and_captions_share_a_map_by_umap_or_by_pca_which_says_why(run, monkeypatch):
+    case = report.gather(str(run), images=20)
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Line))
+    assert "UMAP of 120 points, seed 0" in (block := report._joint(case)) and "20 images with their captions" in block
+    assert "the background makes neighbours" in block and all(name in block for name in {
+        scene["background"] for scene in case.truth})
+    monkeypatch.setitem(sys.modules, "umap", None)
+    case.gallery.image_features[0] += 0.1  # features that no cache knows
+    assert "PCA: the axes hold" in (block := report._joint(case)) and "umap-learn is not installed" in block
 
 
 def test_a_model_that_never_learned_looks_bad(text):

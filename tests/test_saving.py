@@ -22,6 +22,7 @@ pytestmark = pytest.mark.timeout(600)  # each push is a process of its own
 def plain(monkeypatch):
     """Nothing is drawn."""
     monkeypatch.setattr("bitgen.boards.validated", lambda *_: None)
+    monkeypatch.setattr("bitgen.boards.finished", lambda *_: None)
     monkeypatch.setattr("bitgen.card._draw", lambda *_: False)
 
 

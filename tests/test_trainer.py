@@ -55,6 +55,7 @@ def run(tmp_path_factory, small):
 def plain(run, monkeypatch):
     """Other runs draw nothing: it would take longer than their training."""
     monkeypatch.setattr("bitgen.boards.validated", lambda *_: None)
+    monkeypatch.setattr("bitgen.boards.finished", lambda *_: None)
     monkeypatch.setattr("bitgen.card._draw", lambda *_: False)
 
 
@@ -78,7 +79,7 @@ def differences(a, b, path=""):
 def steady(line):
     """A metrics line without what depends on the clock, on work done twice, or on what is drawn."""
     return {key: value for key, value in line.items()
-            if key != "images_per_second" and not key.startswith(("cost/", "features/"))}
+            if key != "images_per_second" and not key.startswith(("cost/", "features/", "probe/"))}
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(run, tmp_path):
@@ -129,6 +130,14 @@ def test_the_run_folder_holds_what_the_layout_promises(run):
         model, processor = load(source)
         features = model.encode_text(**processor(text=["a red ring above a blue square"]))
         assert features.shape == (1, 64) and torch.allclose(features.norm(dim=1), torch.ones(1), atol=1e-5)
+
+
+def test_what_costs_more_is_drawn_once_at_the_end(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in shown.Images("loss/landscape")] == [6]
+    assert [event.step for event in shown.Images("loss/gradients")] == [6]
 
 
 def test_every_loss_is_logged_beside_its_chance_level(run):
