@@ -32,6 +32,8 @@ CLOSED_SECONDS = 600
 """How long the state of a session is kept after its page was closed or lost its connection."""
 CLOSED = 64
 """Such sessions; the one that was used longest ago goes first."""
+IDLE_SECONDS = 60
+"""How long a letter-box of the queue is kept that is empty and from which nothing is awaited."""
 
 
 def text(value: str | None, name: str) -> str:

@@ -42,6 +42,10 @@ class Session(SessionState):
 class Sessions(StateHolder):
     """The sessions of all visitors; a call without a session leaves none behind."""
 
+    def __init__(self):
+        super().__init__()
+        self.idle: dict[str, int] = {}  # letter-box -> seconds for which it was empty and nothing was awaited
+
     def __getitem__(self, session_id: str) -> Session:
         """The session of this name; a new one where there is none."""
         if session_id in self.blocks._queue.event_ids_to_events:  # a call that brought no session goes by its own name
@@ -64,8 +68,10 @@ class Sessions(StateHolder):
                     self.session_data.pop(name, None)
                     self.time_last_used.pop(name, None)
         boxes, awaited = self.blocks._queue.pending_messages_per_session, self.blocks._queue.pending_event_ids_session
-        for name, box in list(boxes.items()):
-            if box.empty() and not awaited.get(name):
+        self.idle = {name: self.idle.get(name, 0) + 1 for name, box in list(boxes.items())
+                     if box.empty() and not awaited.get(name)}
+        for name, passes in self.idle.items():
+            if passes > limits.IDLE_SECONDS:  # not at once: an answer's stream looks for its box until it has ended
                 boxes.pop(name, None)
         for name in set(awaited).difference(boxes):
             awaited.pop(name, None)

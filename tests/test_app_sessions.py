@@ -44,6 +44,7 @@ def test_a_call_without_a_session_leaves_none_behind(demo):
 
 
 def test_of_a_closed_session_nothing_is_left_when_its_time_is_over(demo, monkeypatch):
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 1)
     kept, boxes = demo.app.state_holder, demo._queue.pending_messages_per_session
     monkeypatch.setattr(limits, "CLOSED_SECONDS", 0)
     with Page(demo.local_url) as open_one, Page(demo.local_url) as closed_one:
