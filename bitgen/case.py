@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from bitgen import diagnostics, health, mistakes, probes
-from bitgen.config import DataConfig, LossConfig, from_dict
+from bitgen.config import LossConfig, from_dict
 from bitgen.data import Batch, Dataset, open_data
 from bitgen.encoded import Gallery, encode
+from bitgen.facts import data_settings
 from bitgen.hub import load
 from bitgen.logs import read_metrics
 from bitgen.model import BitGen
@@ -80,7 +81,7 @@ def gather(source: str, data: str | None = None, split: str = "val", images: int
     folder = Path(source).expanduser()
     run = folder / checkpoint if checkpoint and (folder / checkpoint / "run.json").is_file() else folder
     settings = json.loads((run / "run.json").read_text(encoding="utf-8")) if (run / "run.json").is_file() else {}
-    config = from_dict(DataConfig, settings.get("data", {}), where="data") if data is None else DataConfig(root=data)
+    config = data_settings(source, checkpoint, data)
     opened = open_data(config, split, processor.vision.image_size, settings.get("seed", 0))
     shown = opened.first(images)
     history, facts = (read_metrics(folder), health.read_facts(folder)) if folder.is_dir() else ([], {})

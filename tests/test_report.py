@@ -173,3 +173,22 @@ def test_bad_input_is_one_line(run, tmp_path, capsys, arguments, message):
     assert main(["diagnose", str(run), "--out", str(tmp_path / "x.html"), *arguments]) == 65
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and not (tmp_path / "x.html").exists()
+
+
+def test_other_data_are_split_as_the_runs_own_were(run, tmp_path, monkeypatch):
+    """Or a page could show images that were trained on as if they had been held out."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    settings = json.loads((copied / "run.json").read_text())
+    settings["data"]["val_fraction"] = 0.2
+    (copied / "run.json").write_text(json.dumps(settings))
+    asked = []
+
+    def stop(config, *_):
+        asked.append(config)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("bitgen.case.open_data", stop)
+    for data in ("photos", None):
+        with pytest.raises(ValueError, match="far enough"):
+            report.gather(str(copied), data=data)
+    assert [(config.root, config.val_fraction) for config in asked] == [("photos", 0.2), ("scenes", 0.2)]
