@@ -1,6 +1,7 @@
 """Sessions of the served app: cheap, apart, and none for a program that asks without one. No browser."""
 
 import json
+import queue
 import time
 import urllib.request
 
@@ -41,6 +42,19 @@ def test_a_call_without_a_session_leaves_none_behind(demo):
     assert all(len(ask(demo)) == 12 for _ in range(3))
     assert list(kept.session_data) == before == [name for name in kept.time_last_used if name in before]
     assert len(ask(demo, session_hash="somebody")) == 12 and "somebody" in kept.session_data
+
+
+def test_a_box_that_is_empty_for_a_moment_is_kept(demo):
+    """A stream that has told all there is looks into it once more before it ends, and breaks where it is gone."""
+    kept, boxes = demo.app.state_holder, demo._queue.pending_messages_per_session
+    assert len(ask(demo, session_hash="for a moment")) == 12
+    boxes["for a moment"] = queue.Queue()
+    for _ in range(3):
+        kept.delete_all_expired_state()
+    assert "for a moment" in boxes
+    kept.idle["for a moment"] = limits.IDLE_SECONDS
+    kept.delete_all_expired_state()
+    assert "for a moment" not in boxes
 
 
 def test_of_a_closed_session_nothing_is_left_when_its_time_is_over(demo, monkeypatch):
