@@ -39,7 +39,7 @@ class Fact(NamedTuple):
 
     text: str
     key: Tensor
-    """(D,), halfway between picture and words."""
+    """(D,), between picture and words as far as they agree, else the picture's."""
     image: Tensor
     """(D,), the picture's feature alone: what it is read back with."""
     value: Tensor

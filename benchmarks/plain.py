@@ -34,21 +34,20 @@ class PlainObjective(Objective):
         if self.momentum:
             self.momentum = Momentum(model, config.momentum)
 
-    def _reconstruct(self, image, reading, batch, last, losses, report) -> None:
+    def _reconstruct(self, image, reading, batch, other, losses, report) -> None:
         owner = batch.image_index
         remembered, empty = self.model.context(image, reading)[owner], self.model.context(
             image._replace(feature=image.feature.detach()))[owner]
-        recalls = torch.zeros_like(owner, dtype=torch.bool).index_fill(0, last, True)
-        states = self.model.decode(batch.input_ids[:, :-1], torch.where(recalls[:, None, None], remembered, empty))
+        states = self.model.decode(batch.input_ids[:, :-1], torch.where(other[:, None, None], remembered, empty))
         logits = F.linear(states, self.model.text.embedding.weight)                       # (N, L-1, V)
         targets = batch.input_ids[:, 1:].masked_fill(~batch.attention_mask[:, 1:], -100)
         losses["text"] = F.cross_entropy(logits.flatten(0, 1), targets.flatten(),
                                          label_smoothing=self.config.label_smoothing)
 
-    def _episode(self, image, text, code, another, losses, report):
+    def _episode(self, image, text, code, several, losses, report):
         memory, prior = self.model.memory, self.model.memory.prior()
         with torch.autocast(image.device.type, enabled=False):
-            value, kept = self.model.value(code.float()), another & (torch.rand(
+            value, kept = self.model.value(code.float()), several & (torch.rand(
                 len(image), device=image.device) >= self.config.left_out)
             key = pair_key(image, text).detach()
             address, asked = memory.address(key), memory.address(image.detach())

@@ -151,7 +151,7 @@ def parts(bench: Bench) -> dict:
 def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
     """Each part of the step by itself, on inputs that are leaves, with backward where it has one."""
     task, model, batch = step.task, step.task.model, step.batch
-    first, last = ends(batch)
+    first = batch.firsts()
     with torch.no_grad(), step.autocast():
         image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, batch.attention_mask)
         keys = task._keys(batch, image, text)
@@ -214,12 +214,6 @@ def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
         "text loss": learn(lambda: text_loss(states, embedding, targets)[0]),
         "optimizer, averages, queue": update,
     }
-
-
-def ends(batch: Batch) -> tuple[Tensor, Tensor]:
-    """First and last caption of each image."""
-    last = torch.bincount(batch.image_index).cumsum(0) - 1
-    return torch.cat([last.new_zeros(1), last[:-1] + 1]), last
 
 
 def leaf(x: Tensor) -> Tensor:

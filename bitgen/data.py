@@ -48,6 +48,10 @@ class Batch:
                  for f in dataclasses.fields(self) if f.name != "bad"}
         return dataclasses.replace(self, **moved)
 
+    def firsts(self) -> torch.Tensor:
+        """First caption (B,) of each image; captions stand grouped by image. Every image has one."""
+        return torch.searchsorted(self.image_index, torch.arange(len(self.image_ids), device=self.image_index.device))
+
     def first_captions(self, count: int | None) -> Batch:
         """The same images with the first `count` captions of each; None: with all."""
         if count is None:

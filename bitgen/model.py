@@ -285,5 +285,10 @@ def unit(x: Tensor) -> Tensor:
 
 
 def pair_key(image_feature: Tensor, text_feature: Tensor) -> Tensor:
-    """Key (…, D) of an image with words: halfway between the two features, so that either alone finds it."""
-    return unit(image_feature + text_feature)
+    """Key (…, D) of an image with words: between the two features, so that either alone finds it.
+
+    Words count as much as they agree with the image (their cosine): those that say what it does not show would lead
+    away from it, to the images that they do describe, so the key of such a fact is the image's own.
+    """
+    agreement = (image_feature * text_feature).sum(-1, keepdim=True).clamp(min=0)
+    return unit(image_feature + agreement * text_feature)

@@ -99,17 +99,17 @@ class Objective(nn.Module):
         """
         losses, report = {}, {}
         told = told or batch
-        first, _ = _ends(batch.image_index, len(batch.image_ids))
-        _, last = _ends(told.image_index, len(batch.image_ids))
+        first = batch.firsts()
         with torch.autocast(image.feature.device.type, enabled=False):
             losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, keys, batch, first, report)
         code = None
         if self.config.itm or self.model.memory is not None:
             code = self._match(image, text, batch, first, similarity, allowed, losses, report)
-        another = batch.caption_ids[first] != told.caption_ids[last]                 # than the one to be decoded
-        reading, *written = self._episode(image.feature, text.feature[first], code, another, losses, report)
+        other = told.caption_ids != batch.caption_ids[first][told.image_index]       # (N,) than the one written
+        several = torch.zeros_like(first).index_add(0, told.image_index, other.long()) > 0
+        reading, *written = self._episode(image.feature, text.feature[first], code, several, losses, report)
         if self.config.text:
-            self._reconstruct(image, reading, told, last, losses, report)
+            self._reconstruct(image, reading, told, other, losses, report)
         losses["total"] = sum(getattr(self.config, name) * loss for name, loss in losses.items())
         return losses, {name: value.detach() for name, value in report.items()}, Pending(keys, *written)
 
@@ -118,7 +118,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def _keys(self, batch: Batch, image: Encoded, text: Encoded) -> Keys:
         """Features by the momentum copy; without one the online features."""
-        first, _ = _ends(batch.image_index, len(batch.image_ids))
+        first = batch.firsts()
         if self.momentum is None:
             return Keys(image.feature.detach(), text.feature[first].detach())
         encode, chunk = self.encoders(self.momentum.model), self.config.chunk
@@ -188,7 +188,7 @@ class Objective(nn.Module):
             report["itm_acc_chance"] = 1 - matched.float().mean()
         return code[: len(first)]
 
-    def _episode(self, image, text, code, another, losses, report):
+    def _episode(self, image, text, code, several, losses, report):
         """Write (image, first caption) of a share of the images to copies of the prior, read with images alone.
 
         Returns the reading, key (B, D) and address (B, K) of each image and the sums written, or four times None.
@@ -200,7 +200,7 @@ class Objective(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             value = self.model.value(code.float())
             spread = lambda x: _episodes(x, self.config.episode)                      # (B, …) -> (E, n, …)  # noqa: E731
-            kept = another & (torch.rand(len(image), device=image.device) >= self.config.left_out)
+            kept = several & (torch.rand(len(image), device=image.device) >= self.config.left_out)
             weight, values = spread(kept.float()), spread(value)
             key = pair_key(image, text).detach()
             address = memory.address(key)
@@ -213,16 +213,15 @@ class Objective(nn.Module):
         flat = Reading(*(x.flatten(0, 1)[: len(image)] for x in reading))
         return flat, key, address.detach() * kept[:, None], Belief(*(x.detach().sum(0) for x in added))
 
-    def _reconstruct(self, image, reading, batch, last, losses, report) -> None:
+    def _reconstruct(self, image, reading, batch, other, losses, report) -> None:
         """The decoder on every caption, real tokens only.
 
-        An image's last caption has what the memory returned. The others have an empty reading, since one of them was
-        written and would be read back.
+        Captions `other` (N,) than the one that was written have what the memory returned; that one would be read back,
+        and has an empty reading.
         """
-        owner = batch.image_index
         empty = self.model.context(image._replace(feature=image.feature.detach()))    # (B, S, D)
         context = torch.cat([empty, self.model.context(image, reading)])
-        rows = owner.index_add(0, last, torch.full_like(last, len(empty)))            # (N,) empty or full reading
+        rows = batch.image_index + len(empty) * other                                 # (N,) empty or full reading
         states, targets = self.model.decode_real(batch.input_ids, batch.attention_mask, context, rows)
         losses["text"], report["text_nll"] = text_loss(states, self.model.text.embedding.weight, targets,
                                                        self.config.label_smoothing)
@@ -235,7 +234,7 @@ class Objective(nn.Module):
         # A hair under the forward's own clamp: at or above it there is no gradient to come down by.
         self.model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
         if pending.keys is not None:
-            first, _ = _ends(batch.image_index, len(batch.image_ids))
+            first = batch.firsts()
             keys = [x - x.mean(0) for x in map(gathered, pending.keys)]
             self.queue.enqueue(*keys, gathered(batch.image_ids), gathered(batch.caption_ids[first]))
         if pending.address is not None:
@@ -244,12 +243,6 @@ class Objective(nn.Module):
         if self.momentum is not None:
             self.momentum.update(self.model)
         self.steps.add_(1)
-
-
-def _ends(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
-    """First and last caption (B,) of each image; captions stand grouped by image. Every image has one."""
-    each = torch.arange(images, device=image_index.device)
-    return torch.searchsorted(image_index, each), torch.searchsorted(image_index, each, right=True) - 1
 
 
 def _wider(mask: Tensor, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_batch
-from objectives import firsts_and_lasts, objective, perfect, tricky_batch
+from objectives import firsts, objective, perfect, tricky_batch
 
 from bitgen.model import MAX_LOGIT_SCALE, unit
 from bitgen.objective import Keys
@@ -38,7 +38,7 @@ def slow_contrast(model, batch, encoder=None, history=()):
             [score(image[b], text[n]) for n in captions if negative(n, b)]) for b in images]
     terms = [info_nce(t2i), info_nce(i2t)]
     if encoder is not None:
-        first, _ = firsts_and_lasts(batch)
+        first = firsts(batch)
         key_image = encoder.encode_image(batch.pixel_values)
         key_text = encoder.encode_text(batch.input_ids[first], batch.attention_mask[first])
         t2i = [([score(text[n], key_image[owner[n]])],
@@ -73,7 +73,7 @@ def test_contrast_with_queue_equals_a_loop(momentum):
         losses, report, pending = task(past)
         assert losses["itc"].item() == pytest.approx(slow_contrast(task.model, past, encoder, history), rel=1e-4)
         assert report["itc_batch"].item() == pytest.approx(slow_contrast(task.model, past), rel=1e-4)
-        first, _ = firsts_and_lasts(past)
+        first = firsts(past)
         seen = encoder.encode_image(past.pixel_values)
         said = encoder.encode_text(past.input_ids[first], past.attention_mask[first])
         history += list(zip(seen - seen.mean(0), said - said.mean(0), past.image_ids.tolist(),

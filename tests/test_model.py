@@ -13,7 +13,7 @@ from conftest import TOWER, WORDS, tiny_batch, tiny_model
 from safetensors.torch import load_file
 
 from bitgen.config import ModelConfig, VisionConfig, load_preset
-from bitgen.model import MAX_LOGIT_SCALE, BitGen, grid_positions
+from bitgen.model import MAX_LOGIT_SCALE, BitGen, grid_positions, pair_key, unit
 from bitgen.vision import VisionTower, resolve_tower
 
 
@@ -273,6 +273,18 @@ def test_what_is_remembered_changes_what_is_written_and_nothing_in_the_model():
     belief = model.remember(pixels, ids, mask)
     assert (model.text_logits(pixels, ids, belief) - model.text_logits(pixels, ids)).abs().max() > 1e-5
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_words_move_a_key_as_far_as_they_agree_with_the_image():
+    """Words that contradict the image would lead away from it, to those of other facts."""
+    image, across = torch.eye(8)[0], torch.eye(8)[1]
+    leaning = unit(image + across)
+    assert torch.equal(pair_key(image, across), image) and torch.equal(pair_key(image, -image), image)
+    torch.testing.assert_close(pair_key(image, image), image)
+    key = pair_key(image, leaning)
+    assert key @ image > 0.9 and key @ leaning > 0.85 and key.norm().item() == pytest.approx(1)
+    torch.testing.assert_close(pair_key(torch.stack([image, image]), torch.stack([across, leaning])),
+                               torch.stack([image, key]))
 
 
 def test_remembering_in_parts_is_remembering_at_once():
