@@ -28,8 +28,10 @@ CSS = """
 .submit-button:hover {background: var(--button-primary-background-fill-hover) !important;}
 .actions {flex-wrap: wrap;}
 .actions > button {flex: 0 0 auto !important;}
+#keep {align-items: end;}
+#keep-button {flex: 0 0 auto; margin-bottom: 10px;}
 
-.results .grid-wrap {height: auto !important; max-height: none !important; overflow: visible;}
+.results .grid-wrap {height: auto !important; min-height: 0 !important; max-height: none !important; overflow: visible;}
 .results .grid-container {gap: 14px 10px; grid-template-rows: none !important; grid-auto-rows: auto;}
 .results .thumbnail-item {aspect-ratio: auto; height: auto; background: none; border: 0; overflow: visible;
   box-shadow: none !important; opacity: 1 !important; filter: none !important;}

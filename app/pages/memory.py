@@ -41,7 +41,7 @@ def build(shell: Shell) -> None:
         undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo", interactive=False)
         save = gr.Button("Prepare a download", size="sm", min_width=80, elem_id="save")
         file = gr.DownloadButton("Download memory.safetensors", size="sm", visible=False, elem_id="memory-file")
-    with gr.Row(visible=bench.save_to is not None, equal_height=True, elem_id="keep"):
+    with gr.Row(visible=bench.save_to is not None, equal_height=False, elem_id="keep"):
         name = gr.Textbox(label="Name of a new folder", placeholder="with-my-facts", lines=1, max_lines=1,
                           max_length=64, scale=2, min_width=200, elem_id="keep-name")
         keep = gr.Button("Save the model with this memory", size="sm", min_width=80, elem_id="keep-button")
