@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import time
+import traceback
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -13,13 +14,14 @@ from starlette.exceptions import HTTPException
 
 from app import limits
 
-NAMED = re.compile(r"/(?:call(?:/v2)?|run|api)/([^/]+)/?$")
+NAMED = re.compile(r"/(?:call|run|api)(/v2)?/([^/]+)/?$")
+CALLED = "construct_args"  # gradio's own (6.31), where a keyword that is wrong or missing would end as 500
 REMOTE = re.compile(r"file=\s*(?:[a-z][a-z0-9+.-]*:|//|\\\\)", re.I)
 
 
 class Guard:
     """ASGI middleware: 403 for `file=http…`, by which a visitor would have the server fetch an address for him; 404 for
-    an endpoint that there is not; 411 for a body that does not say how large it is, 413 for one that is too large, and
+    an endpoint that there is not, 422 for arguments that it does not take; 411 for a body that does not say how large it is, 413 for one that is too large, and
     507 for an upload where `folder`, which holds what visitors sent and were shown, is full."""
 
     def __init__(self, app, folder: str):
@@ -29,7 +31,12 @@ class Guard:
         """Pass a request on, or refuse it."""
         refused = await self._refusal(scope) if scope["type"] == "http" else None
         if refused is None:
-            return await self.app(scope, receive, send)
+            try:
+                return await self.app(scope, receive, send)
+            except TypeError as error:
+                if traceback.extract_tb(error.__traceback__)[-1].name != CALLED:
+                    raise
+                refused = 422, str(error)
         status, why = refused
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
         await send({"type": "http.response.body", "body": why.encode()})
@@ -38,7 +45,7 @@ class Guard:
         if foreign(scope["path"], scope.get("query_string", b"").decode("latin-1")):
             return 403, "not served here"
         asked = NAMED.search(scope["path"])
-        if asked and asked[1] not in named(scope["app"]):
+        if asked and asked[2] not in named(scope["app"], by_keyword=bool(asked[1])):
             return 404, "there is no endpoint of this name"
         headers = dict(scope["headers"])
         if b"transfer-encoding" in headers:
@@ -62,9 +69,10 @@ class Events(dict):
         raise HTTPException(404, f"there is no event {number}")
 
 
-def named(app) -> set[str]:
-    """Names of all endpoints of a gradio server, the page's own among them."""
-    return {event.api_name for event in app.get_blocks().fns.values()}
+def named(app, by_keyword: bool = False) -> set[str]:
+    """Names of all endpoints of a gradio server, the page's own among them unless they are called by keyword."""
+    return {event.api_name for event in app.get_blocks().fns.values()
+            if not by_keyword or event.api_visibility == "public"}
 
 
 def sweep(folder: str) -> None:

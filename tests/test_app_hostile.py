@@ -239,6 +239,21 @@ def test_an_endpoint_that_there_is_not_is_not_found(page, path):
     assert (refused.status_code, refused.text) == (404, "there is no endpoint of this name")
 
 
+@pytest.mark.parametrize("name, body, said", [
+    ("search", {"words": "a blue square", "colour": "red"}, "`colour` is not"), ("match", {}, "argument: image")])
+def test_arguments_that_an_endpoint_does_not_take_are_refused_by_name(page, name, body, said):
+    for path in (f"gradio_api/call/v2/{name}", f"gradio_api/call/v2/{name}/"):
+        refused = page.http.post(path, json=body)
+        assert refused.status_code == 422 and said in refused.text
+    assert page.http.post("gradio_api/call/v2/search", json={"words": "a blue square"}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["ask", "told", "False"])
+def test_an_event_of_the_page_is_not_called_by_keywords(page, name):
+    """Gradio would look its parameters up and answer 500."""
+    assert page.http.post(f"gradio_api/call/v2/{name}", json={}).status_code == 404
+
+
 @pytest.mark.parametrize("words, number, value", [
     ("x" * 20_000_000, 1, 12), ("a", 1, 1e308), ("a", 2, 1e308), ("a", 0, "slots"), ("a", 3, "x" * 3000),
     ("a", 1, "12"), ("a", 1, 0.5), ("a", 2, -2)])
