@@ -21,8 +21,9 @@ REMOTE = re.compile(r"file=\s*(?:[a-z][a-z0-9+.-]*:|//|\\\\)", re.I)
 
 class Guard:
     """ASGI middleware: 403 for `file=http…`, by which a visitor would have the server fetch an address for him; 404 for
-    an endpoint that there is not, 422 for arguments that it does not take; 411 for a body that does not say how large it is, 413 for one that is too large, and
-    507 for an upload where `folder`, which holds what visitors sent and were shown, is full."""
+    an endpoint that there is not, 422 for arguments that it does not take; 411 for a body that does not say how large
+    it is, 413 for one that is too large, and 507 for an upload where `folder`, which holds what visitors sent and were
+    shown, is full."""
 
     def __init__(self, app, folder: str):
         self.app, self.folder = app, folder

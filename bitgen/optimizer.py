@@ -56,6 +56,8 @@ class StackedMuon(Muon):
         for group in self.param_groups:
             rate, momentum = float(group["lr"]), group["momentum"]
             moved = [p for p in group["params"] if p.grad is not None]
+            if not moved:  # of a part whose loss is off
+                continue
             grads = [p.grad for p in moved]
             averages = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in moved]
             torch._foreach_lerp_(averages, grads, 1 - momentum)

@@ -234,6 +234,18 @@ def test_no_decay_on_norms_biases_gates_embeddings_and_four_rates():
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("off", [["--loss.text", "0"], ["--loss.itm", "0"], ["--loss.itc", "0"],
+                                 ["--loss.memory-kl", "0"], ["--model.memory-slots", "0"],
+                                 ["--loss.itm", "0", "--loss.text", "0", "--model.memory-slots", "0"]])
+def test_a_run_without_one_of_its_losses_learns_by_the_others(tmp_path, off):
+    """Its part then has no gradient, which is nothing to stumble over."""
+    trainer = Trainer(config(tmp_path, *off, "--optim.max-steps", "2", "--save-every", "2", "--validate-every", "2"))
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    assert math.isfinite(trainer.fit()["total"])
+    moved = {name.split(".")[0] for name, weight in trainer.model.named_parameters() if not weight.equal(before[name])}
+    assert {"vision", "text"} <= moved and ("decoder" in moved) == ("--loss.text" not in off)
+
+
 @pytest.mark.parametrize("pretrained", [None, "facebook/dinov2-small"])
 def test_muon_moves_matrices_that_begin_at_random(pretrained):
     model = tiny_model()
