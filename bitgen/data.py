@@ -56,7 +56,7 @@ class Batch:
         """The same images with the first `count` captions of each; None: with all."""
         if count is None:
             return self
-        before = torch.searchsorted(self.image_index, self.image_index)          # (N,) captions of the images before
+        before = self.firsts()[self.image_index]                                 # (N,) captions of the images before
         kept = torch.arange(len(self.image_index), device=before.device) - before < count
         texts = "input_ids", "attention_mask", "image_index", "caption_ids"
         return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in texts})
