@@ -18,11 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from bitgen.config import Config
 from bitgen.data import Batch, BatchSampler, Collator
+from bitgen.exits import WORKER, Stop
 from bitgen.images import augment, normalise
 from bitgen.tokenizer import Tokenizer
 
 STALLED = 120
 """Seconds without a batch after which a worker counts as hung."""
+NAMED = 8
+"""Images of a batch that are named where its maker is gone."""
 WORKERS = 4
 """Processes that make batches where the trainer's own has a GPU to keep busy."""
 SHARE = 0.25
@@ -60,15 +63,32 @@ class Feed:
         return self.sampler.epoch_steps
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches number `start` to `stop` - 1, ready for the model."""
+        """Batches number `start` to `stop` - 1, ready for the model. Raises `Stop` where a worker dies or hangs."""
         workers = self.config.data.workers
         workers = WORKERS * (self.device.type == "cuda") if workers is None else workers
         # A generator of its own: an iterator draws a seed, and of the common one a resumed run would draw twice.
         loader = DataLoader(Batches(self.sampler, self.collator), batch_size=None, num_workers=workers,
                             sampler=range(start, stop), generator=torch.Generator(),
                             prefetch_factor=4 if workers else None, timeout=STALLED if workers else 0)
-        for number, batch in enumerate(loader, start):
+        for number, batch in enumerate(self._made(loader, start), start):
             yield self.prepare(batch, number)
+
+    def _made(self, loader: DataLoader, number: int) -> Iterator[Batch]:
+        """What the loader gives, beginning with batch `number`; the loss of a worker names what was in the making."""
+        try:
+            for batch in loader:
+                yield batch
+                number += 1
+        except RuntimeError as error:  # DataLoader has no class of its own for a worker that is gone or silent
+            if not loader.num_workers or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise Stop(f"{error}; in the making: {self._names(number)}, ... `--data.workers 0` does without workers",
+                       WORKER) from error
+
+    def _names(self, number: int) -> str:
+        """The first images of a batch."""
+        epoch, step = divmod(number, self.epoch)
+        return ", ".join(self.collator.dataset.image_ids[i] for i in self.sampler.batch(epoch, step)[:NAMED])
 
     def prepare(self, batch: Batch, number: int) -> Batch:
         """Batch `number` on the device, cropped, coloured and normalised; a pure function of (seed, number)."""

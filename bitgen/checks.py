@@ -14,7 +14,8 @@ CHECKS = (
           meaning="the model is not the size that its preset promises",
           remedy="compare model.* in run.json with the preset"),
     Check("numbers", signs.numbers, "low", watch=0, bad=1,
-          rule="no NaN or infinity in losses, gradient or temperature; two logged rows in a row are BAD",
+          rule="no NaN or infinity in losses, gradient, weights or temperature, no step skipped for one; "
+               "two logged rows in a row are BAD",
           meaning="the learning rate is too high, half precision overflows, or an image is broken",
           remedy="a tenth of optim.lr, --precision float32, `bitgen data check`"),
     Check("temperature", signs.temperature, "low", watch=99, bad=None, step=100,

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bitgen.cache import check_bad
 from bitgen.dataset import Dataset, Item, open_data
 from bitgen.images import BadImage
 from bitgen.tokenizer import Tokenizer
@@ -97,7 +96,7 @@ class Collator:
         self.bad: dict[str, str] = {}
 
     def __call__(self, indices: Sequence[int], epoch: int = 0) -> Batch:
-        """The batch of these positions, of as many images. Raises `ValueError` where too many are unreadable."""
+        """The batch of these positions, of as many images. Raises `ValueError` where none can be read."""
         before = set(self.bad)
         images = [self._readable(i, epoch) for i in indices]
         captions = [self._choose(i, epoch) for i, _ in images]
@@ -121,7 +120,6 @@ class Collator:
                 return chosen, self._pixels(chosen)
             except BadImage as error:
                 self.bad[self.dataset.image_ids[chosen]] = str(error)
-                check_bad(self.bad, len(self.dataset), self.dataset.max_bad_fraction)
                 chosen = draw.randrange(len(self.dataset))
         raise ValueError(f"no readable image in 100 tries; the last: {next(reversed(self.bad.values()))}")
 

@@ -6,6 +6,8 @@ DAMAGED = 3
 """Every checkpoint that there is to resume from is damaged."""
 INPUT = 65
 """Bad input."""
+WORKER = 70
+"""A process that makes batches was killed, or hangs."""
 DISK = 74
 """Checkpoints cannot be written."""
 PUSH = 75

@@ -29,7 +29,8 @@ from bitgen.catalogue import Item
 from bitgen.engine import ENGINES, Exact, Shortlist, make_engine
 from bitgen.gallery import pictures
 from bitgen.images import BadImage, safe_open_image
-from bitgen.indexing import Progress, fill, fill_in_parts, processes
+from bitgen.indexing import Progress, fill, fill_in_parts
+from bitgen.processes import launched
 from bitgen.query import Encoder, Hits
 from bitgen.store import SIDES, Store
 
@@ -78,7 +79,7 @@ class Index:
             cls(store, engine).require(encoder)
             return store
 
-        rank, world = processes()
+        rank, world = launched()
         how = {"encoder": encoder, "batch_size": batch_size, "progress": progress}
         if world > 1:
             return cls(fill_in_parts(folder, source, create, rank, world, **how), engine)

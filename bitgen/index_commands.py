@@ -13,8 +13,8 @@ import tyro
 from bitgen.gallery import find
 from bitgen.hub import load
 from bitgen.index import Index
-from bitgen.indexing import processes
 from bitgen.parquet import export
+from bitgen.processes import launched
 from bitgen.query import Encoder, mix, rerank
 
 
@@ -120,7 +120,7 @@ def index(argv: list[str]) -> int:
     gallery = find(options.gallery, options.split, encoder.image_size)
     built = Index.build(options.out, gallery, encoder, captions=options.captions, dtype=options.dtype,
                         batch_size=options.batch_size)
-    if processes()[0]:
+    if launched()[0]:
         return 0
     local = Path(options.checkpoint).expanduser()
     built.made_by(str(local.resolve()) if local.is_dir() else options.checkpoint)

@@ -7,7 +7,6 @@ time-out when one process has slower pictures. Whatever is killed goes on where 
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -62,11 +61,6 @@ def fill_in_parts(folder: Path, source: Pictures, create: Callable[[Path], Store
         whole.copy(Store(place))
     shutil.rmtree(folder / PARTS)
     return whole
-
-
-def processes() -> tuple[int, int]:
-    """(this process's number, how many there are), as `torchrun` and `accelerate launch` tell them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _whole(place: Path, share: Pictures) -> bool:

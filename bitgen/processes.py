@@ -1,13 +1,20 @@
-"""Tensors of all processes of a run: rows joined with gradients, sums. One process joins and sums nothing.
+"""The processes of a run, and tensors of all: rows joined with gradients, sums. One process joins and sums nothing.
 
 Processes may have different numbers of rows; they are joined in the order of ranks.
 """
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def launched() -> tuple[int, int]:
+    """(this process's number, how many there are), as `torchrun` and `accelerate launch` tell them."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def gathered(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {  # smallest and largest al
     "optim": {"lr": (0, inf), "vision_lr": (0, inf), "decoder_lr": (0, inf), "embedding_lr": (0, inf),
               "weight_decay": (0, inf), "warmup_steps": (0, inf), "clip": (1e-6, inf), "batch_size": ANY,
               "accumulation": ANY, "epochs": ANY, "betas": (0, 0.99999), "muon_momentum": (0, 0.99999),
-              "max_steps": ANY, "patience": ANY, "min_delta": (0, inf), "max_skipped": (0, inf)},
+              "max_steps": ANY, "patience": ANY, "min_delta": (0, inf), "max_skipped": ANY},
     "hub": {"push_every": ANY, "keep": ANY},
     "": {"seed": (0, 2**32 - 1), "save_every": ANY, "keep": ANY, "log_every": ANY, "validate_every": ANY},
 }

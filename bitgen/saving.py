@@ -30,11 +30,14 @@ class Saver:
         if self.publisher:
             self.publisher.check()
 
-    def save(self, step: int, writers: dict[str, Callable[[Path], None]], best_step: int | None, push: bool) -> None:
-        """`checkpoint-{step}`, offered to the Hub where `push`. A failure is a warning; `failed` counts those in a row.
+    def save(self, step: int, writers: dict[str, Callable[[Path], None]], best_step: int | None, push: bool,
+             size: int) -> None:
+        """`checkpoint-{step}` of about `size` bytes, offered to the Hub where `push`.
+
+        A failure is a warning; `failed` counts those in a row.
         """
         try:
-            path = checkpoint.save(self.folder, step, writers, keep=self.keep, best_step=best_step)
+            path = checkpoint.save(self.folder, step, writers, self.keep, best_step, estimate=size)
             checkpoint.publish(path, ROOT, self.folder)
         except checkpoint.CheckpointError as error:
             self.failed += 1
@@ -56,6 +59,10 @@ class Saver:
         self._write_card()
         if self.publisher:
             self.publisher.offer(step, best_step)
+
+    def landed(self) -> int | None:
+        """Step of the newest checkpoint that is on the Hub, 0 before the first; None where there is no Hub."""
+        return None if self.publisher is None else self.publisher.status().landed or 0
 
     def _write_card(self) -> None:
         try:

@@ -19,6 +19,7 @@ Facts = dict[str, Any]
 
 RECENT = 10  # rows that a measure looks at, of a young run half of what there is
 LOSSES = ("itc", "itm", "text", "memory_kl", "total")
+NUMBERS = (*LOSSES, "grad_norm", "weight_norm", "logit_scale")
 SIZES = {64: (3e6, 5e6), 128: (5e6, 10e6), 256: (15e6, 25e6)}  # parameters outside the tower with GPT-2's vocabulary
 GPT2_VOCABULARY = 50257
 
@@ -98,13 +99,13 @@ def parameters(history: list[Row], facts: Facts) -> Seen | None:
 
 
 def numbers(history: list[Row], facts: Facts) -> Seen | None:
-    """How many of the last rows in a row hold a NaN or infinity in a loss, the gradient or the temperature."""
-    broken = 0
-    for row in reversed(history):
-        if "grad_norm" in row:
-            if all(math.isfinite(row.get(name, 0.0)) for name in (*LOSSES, "grad_norm", "logit_scale")):
-                break
-            broken += 1
+    """How many of the last rows in a row tell of NaN or infinity: in a loss, the gradient, the weights, the temperature,
+    or in a step that was skipped since the row before."""
+    rows = [row for row in history if "grad_norm" in row]
+    skipped = [0.0, *(row.get("skipped_in_all", 0.0) for row in rows)]
+    sound = [now == before and all(math.isfinite(row.get(name, 0.0)) for name in NUMBERS)
+             for row, before, now in zip(rows, skipped, skipped[1:])]
+    broken = next((count for count, well in enumerate(reversed(sound)) if well), len(sound))
     return Seen(broken, broken)
 
 
@@ -312,4 +313,5 @@ def published(history: list[Row], facts: Facts) -> Seen | None:
     if not hub.get("repo"):
         return None
     there = max((row["hub_step"] for row in history if "hub_step" in row), default=0)
-    return Seen(there, (history[-1]["step"] - there) / hub["push_every"])
+    late = (history[-1]["step"] - there) / hub["push_every"]
+    return Seen(there, late) if there or late > 2 else None  # the first is given the time of two

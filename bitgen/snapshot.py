@@ -126,6 +126,11 @@ def writers(config: Config, model: BitGen, processor: Processor, metrics: dict,
     }
 
 
+def size(state: dict, model: BitGen) -> int:
+    """Bytes of the tensors that `writers` write."""
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in _tensors([state, model.state_dict()]))
+
+
 def here(accelerator: Accelerator) -> dict[str, Any]:
     """What has to be the same for the same bits: sums over other threads or kernels round otherwise."""
     device = accelerator.device

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -17,10 +17,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from bitgen import facts, snapshot
 from bitgen.accounting import Meter
 from bitgen.batches import Feed
+from bitgen.cache import check_bad
 from bitgen.config import Config, to_dict
 from bitgen.data import Batch, open_data
 from bitgen.diagnostics import update_ratios
@@ -30,6 +32,7 @@ from bitgen.model import BitGen
 from bitgen.objective import Objective
 from bitgen.optimizer import gradient_norms, schedule
 from bitgen.precision import precision
+from bitgen.processes import launched
 from bitgen.processing import Processor
 from bitgen.randomness import repeatable
 from bitgen.ranges import check_config
@@ -40,7 +43,7 @@ from bitgen.validation import validate
 
 SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
 """Ways to launch that split a model over processes."""
-PROGRESS = ("step", "skipped", "best", "validation")
+PROGRESS = ("step", "skipped", "skipped_in_all", "best", "validation")
 """What a run counts, in its checkpoints as it stands here."""
 
 
@@ -52,7 +55,8 @@ class Trainer:
         self.config = config
         self.folder = Path(config.output_dir)
         AcceleratorState._reset_state()  # or the precision of a process's first run would bind all later ones
-        self.accelerator = Accelerator(mixed_precision=precision(config.precision), kwargs_handlers=[
+        together = launched()[1] > 1 and not torch.accelerator.is_available()  # on CPUs accelerate must be told
+        self.accelerator = Accelerator(mixed_precision=precision(config.precision), cpu=together, kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False,  # a loss that is off leaves its head bare
                                           find_unused_parameters=not (config.loss.itm and config.loss.text))])
         if (kind := self.accelerator.distributed_type) in SHARDED:
@@ -68,7 +72,7 @@ class Trainer:
         if self.steps < 1:
             raise ValueError(f"{len(self.train_data)} training images are fewer than one step takes: lower "
                              f"optim.batch_size ({config.optim.batch_size})")
-        self.step, self.skipped = 0, 0
+        self.step, self.skipped, self.skipped_in_all = 0, 0, 0  # of the skipped steps, those in a row, and all
         self.best = {"step": None, "loss": math.inf, "waited": 0}
         self.validation: dict[str, float] = {}
         self.signals = Signals()
@@ -168,10 +172,12 @@ class Trainer:
             group["lr"] = peak * rate
         self.wrapped.train()
         done, report = [], {}
-        for _ in range(config.accumulation):
+        for last in (number == config.accumulation for number in range(1, config.accumulation + 1)):
             batch = next(batches)
             self.journal.unreadable(batch.bad)
-            with self.meter.batch(len(batch.pixel_values), self._kind()):
+            check_bad(self.journal.bad, len(self.train_data), self.config.data.max_bad_fraction)
+            joint = nullcontext() if last else self.accelerator.no_sync(self.wrapped)  # gradients are sent once a step
+            with joint, self.meter.batch(len(batch.pixel_values), self._kind()):
                 with self.accelerator.autocast():
                     losses, report, pending = self.wrapped(batch)
                 self.accelerator.backward(losses["total"] / config.accumulation)
@@ -188,10 +194,11 @@ class Trainer:
             self.skipped = 0
         else:
             self.skipped += 1
+            self.skipped_in_all += 1
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        report["skipped"] = self.skipped
-        if self.skipped > self.config.optim.max_skipped:
+        report["skipped"], report["skipped_in_all"] = self.skipped, self.skipped_in_all
+        if self.skipped >= self.config.optim.max_skipped:
             raise Stop(f"{self.skipped} steps in a row had a non-finite loss or gradient; the last checkpoint is "
                        "intact. Try a tenth of optim.lr, --precision float32, or look for broken images with "
                        "`bitgen data check`", NUMBERS)
@@ -207,6 +214,9 @@ class Trainer:
             moved = update_ratios(list(self.model.named_parameters()), self.optimizer.param_groups,
                                   self.optimizer.state)
             row |= {f"update/{part}": ratio for part, ratio in moved.items()}
+            row["weight_norm"] = float(get_total_norm(self.model.parameters()))
+            if self.saver and (landed := self.saver.landed()) is not None:
+                row["hub_step"] = landed
             self.journal.step(self.step, row | measurements(self.objective, row) | self.meter.scalars())
 
     def _validate_every(self) -> int:
@@ -235,7 +245,7 @@ class Trainer:
             if self.saver:
                 metrics = {"step": self.step, "epoch": self.step / self._validate_every(), **self.validation}
                 writers = snapshot.writers(self.config, self.weights, self.processor, metrics, state)
-                self.saver.save(self.step, writers, self.best["step"], push)
+                self.saver.save(self.step, writers, self.best["step"], push, snapshot.size(state, self.weights))
         if self._agreed(self.saver.failed if self.saver else 0) >= FAILED:
             raise Stop(f"{FAILED} checkpoints in a row could not be written to {self.folder}", DISK)
 
@@ -258,7 +268,7 @@ class Trainer:
             return known
         progress = snapshot.restore(self.resume_from, self.folder, self.objective, self.optimizer, self.accelerator)
         for name in PROGRESS:
-            setattr(self, name, progress[name])
+            setattr(self, name, progress.get(name, getattr(self, name)))  # older runs counted less
         if self.saver:
             self.saver.publish(self.resume_from)
         return known | progress["unreadable"]

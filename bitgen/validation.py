@@ -32,7 +32,8 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
     collator = Collator(data, tokenizer, config.vision.image_size, None, config.seed, config.model.max_tokens)
     sums: dict[str, float] = {}
     images, texts, owners = [], [], []
-    with torch.random.fork_rng(devices=[]):
+    gpu = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpu):
         torch.manual_seed(0)
         for start in range(0, len(places), batch_size):
             batch = collator(places[start: start + batch_size], 0).to(accelerator.device)

@@ -1,6 +1,9 @@
 """What a run is fed is the same wherever images live and whoever makes the batches."""
 
 import dataclasses
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -10,8 +13,9 @@ from layouts import SIZE, memory, texts
 from bitgen import batches
 from bitgen.batches import COPIED, Feed, on_device, resident
 from bitgen.config import Config, DataConfig, OptimConfig, VisionConfig
-from bitgen.data import Batch
+from bitgen.data import Batch, BatchSampler
 from bitgen.dataset import Dataset
+from bitgen.exits import Stop
 from bitgen.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
@@ -72,3 +76,23 @@ def test_a_gpu_is_fed_by_workers(monkeypatch):
         config = Config(data=DataConfig(workers=workers), optim=OptimConfig(batch_size=12))
         assert list(Feed(prepared(), None, config, torch.device(device)).batches(0, 3)) == []
     assert made == [0, 4, 0, 2]
+
+
+def killed(i):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def silent(i):
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("does, told", [(killed, "exited unexpectedly|killed"), (silent, "timed out")])
+def test_a_worker_that_is_gone_or_silent_ends_the_run_and_names_its_images(does, told, monkeypatch):
+    plain, parent = memory(24), os.getpid()
+    read = lambda i: (plain.listing.read if os.getpid() == parent else does)(i)  # noqa: E731
+    listing = dataclasses.replace(plain.listing, read=read)
+    monkeypatch.setattr(batches, "STALLED", 3)
+    with pytest.raises(Stop, match=told) as stop:
+        fed(Dataset(listing), workers=1)
+    first = [f"{i}.png" for i in BatchSampler(24, 12, 0).batch(0, 0)[:8]]
+    assert stop.value.code == 70 and ", ".join(first) in str(stop.value)

@@ -146,6 +146,18 @@ def test_parameters_are_judged_as_if_the_vocabulary_were_gpt2s(width, vocab, cou
     assert verdict("parameters", history(1), about).verdict == wanted
 
 
+def test_numbers_of_weights_and_of_steps_between_two_logged_ones_count():
+    def told(**changes):
+        return verdict("numbers", [row | {name: values[n] for name, values in changes.items()}
+                                   for n, row in enumerate(history()[-4:])]).verdict
+
+    nan = math.nan
+    assert told() == "OK" and told(weight_norm=[1, 2, 3, 4], skipped_in_all=[0, 0, 0, 0]) == "OK"
+    assert told(weight_norm=[1, 2, 3, nan]) == "WATCH" and told(weight_norm=[1, 2, nan, nan]) == "BAD"
+    assert told(skipped_in_all=[0, 0, 0, 2]) == "WATCH" and told(skipped_in_all=[0, 0, 1, 2]) == "BAD"
+    assert told(skipped_in_all=[1, 7, 7, 7]) == "OK", "what is over is over"
+
+
 def test_another_width_and_a_run_without_facts_have_no_range():
     about = facts()
     about["config"]["model"]["hidden_size"] = 96
@@ -158,6 +170,7 @@ def test_the_hub_is_judged_only_where_there_is_one():
     about["config"]["hub"] = {"repo": "org/name", "push_every": 1000}
     rows = history(4000)
     assert verdict("Hub", rows, about).verdict == "WATCH"                      # nothing has arrived
+    assert not verdict("Hub", history(2000), about).judged, "the first is still on its way, nothing to tick off"
     assert verdict("Hub", [row | {"hub_step": 3000.0} for row in rows], about).verdict == "OK"
     assert verdict("Hub", [row | {"hub_step": 1000.0} for row in rows], about).verdict == "WATCH"
 

@@ -10,6 +10,7 @@ from painted import COLOUR_PAIRS, COLOURS, WIDTH, Painter, gallery
 from bitgen import indexing
 from bitgen.catalogue import Catalogue
 from bitgen.index import Index
+from bitgen.processes import launched
 from bitgen.store import Store
 
 pytest.importorskip("faiss")
@@ -94,7 +95,7 @@ def test_two_writers_take_turns(tmp_path, painter):
 def build_parts(folder, source, world, monkeypatch):
     """What `world` processes do, in threads: the folder is all that they share."""
     ranks = threading.local()
-    monkeypatch.setattr("bitgen.index.processes", lambda: (ranks.rank, world))
+    monkeypatch.setattr("bitgen.index.launched", lambda: (ranks.rank, world))
     built = {}
 
     def process(rank):
@@ -133,7 +134,7 @@ def test_parts_of_an_interrupted_build_are_taken_over(tmp_path, painter, monkeyp
 def test_processes_are_those_of_the_launcher(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert indexing.processes() == (0, 1)
+    assert launched() == (0, 1)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert indexing.processes() == (3, 8)
+    assert launched() == (3, 8)

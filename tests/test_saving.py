@@ -3,14 +3,17 @@
 import os
 import shutil
 import signal
+import time
 
 import pytest
 import torch
 from test_trainer import TINY, differences, small, state_of, steady  # noqa: F401
 
 from bitgen.checkpoint import verify
+from bitgen.checks import CHECKS
 from bitgen.cli import main, parse_config
 from bitgen.exits import Stop
+from bitgen.health import read_facts, read_history
 from bitgen.logs import read_metrics
 from bitgen.trainer import Trainer
 
@@ -50,6 +53,21 @@ def test_a_run_goes_on_elsewhere_from_the_hub_to_the_bit(hub, tmp_path, capsys, 
     assert files["model.safetensors"] == (there / "model.safetensors").read_bytes()
     assert {"README.md", "checkpoint-4/checkpoint-4.pt", "checkpoint-6/checkpoint-6.pt"} <= files.keys()
     assert torch.load(there / "checkpoint-6" / "checkpoint-6.pt", weights_only=True)["progress"]["step"] == 6
+
+
+def test_the_log_tells_what_is_on_the_hub_and_the_doctor_reads_it(hub, tmp_path, monkeypatch):
+    step = Trainer._train_step
+    def patiently(trainer, batches):  # noqa: E306
+        while trainer.step == 5 and not trainer.saver.landed():
+            time.sleep(0.05)
+        return step(trainer, batches)
+    monkeypatch.setattr(Trainer, "_train_step", patiently)
+    Trainer(config(tmp_path, "--hub.repo", REPO, "--hub.push-every", "2")).fit()
+    told = [line["hub_step"] for line in read_metrics(tmp_path)]
+    assert told[:2] == [0, 0] and told[-1] in (2, 4)
+    published = next(check for check in CHECKS if check.name == "Hub").measure
+    assert published(read_history(tmp_path), read_facts(tmp_path)).value == told[-1]
+    assert "README.md" in hub.files(REPO)
 
 
 def test_a_hub_that_is_down_costs_the_exit_status_alone(tmp_path, capsys, monkeypatch):

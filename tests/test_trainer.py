@@ -7,12 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
 from conftest import tiny_model
+from layouts import memory
 from torch.optim import Muon
 
 from bitgen import checkpoint
@@ -23,7 +26,9 @@ from bitgen.exits import Stop
 from bitgen.hub import load
 from bitgen.logs import read_metrics
 from bitgen.optimizer import MuonAdamW, StackedMuon, parameter_groups, schedule
+from bitgen.randomness import random_state
 from bitgen.trainer import Trainer
+from bitgen.validation import validate
 
 TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
         "--optim.batch-size", "16", "--optim.max-steps", "6", "--optim.epochs", "4", "--log-every", "1",
@@ -79,7 +84,7 @@ def differences(a, b, path=""):
 def steady(line):
     """A metrics line without what depends on the clock, on work done twice, or on what is drawn."""
     return {key: value for key, value in line.items()
-            if key != "images_per_second" and not key.startswith(("cost/", "features/", "probe/"))}
+            if key not in ("images_per_second", "hub_step") and not key.startswith(("cost/", "features/", "probe/"))}
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(run, tmp_path):
@@ -180,11 +185,59 @@ def test_a_step_with_a_non_finite_loss_changes_no_weight_and_too_many_stop_the_r
     clean = trainer.feed.prepare
     monkeypatch.setattr(trainer.feed, "prepare", lambda batch, number: spoiled(clean(batch, number)))
     before = {name: value.clone() for name, value in trainer.objective.state_dict().items()}
-    with pytest.raises(Stop, match="4 steps in a row") as stop:
+    with pytest.raises(Stop, match="3 steps in a row") as stop:
         trainer.fit()
     assert stop.value.code == 76
     after = trainer.objective.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_every_skipped_step_is_counted_also_between_logged_ones(tmp_path, monkeypatch):
+    trainer = Trainer(config(tmp_path, "--log-every", "3"))
+    clean = trainer.feed.prepare
+    monkeypatch.setattr(trainer.feed, "prepare",
+                        lambda batch, number: (spoiled if number in (1, 4) else lambda b: b)(clean(batch, number)))
+    trainer.fit()
+    assert [(line["step"], line["skipped"], line["skipped_in_all"]) for line in read_metrics(tmp_path)] == [
+        (1, 0, 0), (3, 0, 1), (6, 0, 2)]
+    assert state_of(tmp_path, 6)["progress"]["skipped_in_all"] == 2
+
+
+def test_the_gradient_is_logged_as_it_was_before_clipping(run, tmp_path):
+    Trainer(config(tmp_path, "--optim.clip", "1e-3", "--optim.max-steps", "1")).fit()
+    [clipped], whole = read_metrics(tmp_path), read_metrics(run)[0]
+    assert clipped["grad_norm"] == whole["grad_norm"] > 0.1
+    parts = [value for name, value in clipped.items() if name.startswith("grad_norm/")]
+    assert math.hypot(*parts) == pytest.approx(clipped["grad_norm"], rel=0.02)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_too_many_unreadable_images_stop_a_run_whoever_meets_them(workers, tmp_path, monkeypatch, capsys):
+    """Three of sixty may be broken; of six, no worker alone meets more than four."""
+    data = memory(60, bad=range(0, 60, 10), captions=2, max_bad_fraction=0.05)
+    monkeypatch.setattr("bitgen.trainer.open_data", lambda *_: data)
+    settings = ["--data.max-bad-fraction", "0.05", "--data.workers", workers, "--optim.batch-size", "4"]
+    assert main(["train", *TINY, "--output-dir", str(tmp_path), *settings, "--optim.max-steps", "30"]) == 65
+    told = capsys.readouterr().err
+    assert "4 of 60 images are unreadable, more than data.max_bad_fraction = 0.05" in told and "Traceback" not in told
+
+
+def test_validation_leaves_the_random_state_as_it_was(tmp_path):
+    trainer = Trainer(config(tmp_path))
+    before = random_state()
+    validate(trainer.weights, trainer.config, trainer.val_data, trainer.tokenizer, trainer.accelerator)
+    assert differences(before, random_state()) == []
+
+
+def test_the_first_checkpoint_too_asks_for_the_space_that_it_takes(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(checkpoint, "save", lambda *_, estimate, **__: asked.append(estimate) or tmp_path)
+    monkeypatch.setattr(checkpoint, "publish", lambda *_: None)
+    Trainer(config(tmp_path / "here", "--optim.max-steps", "1")).fit()
+    monkeypatch.undo()
+    Trainer(config(tmp_path / "there", "--optim.max-steps", "1")).fit()
+    files = sum(path.stat().st_size for path in (tmp_path / "there" / "checkpoint-1").iterdir())
+    assert asked == [pytest.approx(files, rel=0.1)]
 
 
 def spoiled(batch):
@@ -380,3 +433,39 @@ def test_a_launcher_that_would_split_the_model_is_refused(kind, tmp_path, monkey
     with pytest.raises(ValueError, match=f"{kind}: every process holds the whole model"):
         Trainer(config(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+# Two processes ----------------------------------------------------------------------------------------------
+
+
+def launched(folder, *changes):
+    """`bitgen train` on two processes of one thread each, as torchrun starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "bitgen",
+               "train", *TINY, "--output-dir", str(folder), "--optim.batch-size", "8", "--validate-every", "100",
+               "--optim.accumulation", "2", "--save-every", "2", "--optim.max-steps", "10", *changes]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def children(process):
+    """Process ids of the two that train."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the processes")
+def test_two_processes_train_one_run_and_one_that_dies_ends_the_other(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    undisturbed = launched(whole)
+    assert undisturbed.wait(300) == 0, undisturbed.stdout.read()
+    process, until = launched(broken), time.monotonic() + 200
+    while not (broken / "checkpoint-2" / checkpoint.MANIFEST).is_file() and time.monotonic() < until:
+        time.sleep(0.05)
+    both = children(process)
+    os.kill(both[1], signal.SIGKILL)
+    assert process.wait(60) != 0 and not any(Path(f"/proc/{pid}").is_dir() for pid in both)
+    assert not (broken / "checkpoint-10").is_dir(), "it was not at its end"
+    resumed = launched(broken, "--resume", "auto")
+    assert resumed.wait(300) == 0, resumed.stdout.read()
+    assert differences(state_of(whole, 10), state_of(broken, 10)) == ["/metrics"]
+    assert [steady(line) for line in read_metrics(whole)] == [steady(line) for line in read_metrics(broken)]
