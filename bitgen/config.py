@@ -143,11 +143,13 @@ class LossConfig:
     label_smoothing: float = 0.1
     """Label smoothing of the text loss (guide: 0.1)."""
     queue: int = 4096
-    """Pairs of momentum features kept as further negatives; 0 leaves the queue out (guide: 4096)."""
+    """Pairs of features kept as further negatives; 0 leaves the queue out (guide: 4096)."""
     queue_start: int = 1000
     """Batches before the queue begins: while features move fast, old keys only tell their age."""
+    queue_keys: Literal["momentum", "online"] = "momentum"
+    """Encoders of the queue's keys: the moving average (guide), or the online ones, which costs no second forward."""
     momentum: float = 0.995
-    """Decay of the exponential moving average that encodes the queue's keys; 0 enqueues the online features."""
+    """Decay of the moving average of the weights, which is what a run evaluates and saves; 0 does without."""
     contrast_captions: int | None = None
     """Captions of an image in the batch that contrast and matching see (None: all); the decoder is taught all."""
     episode: int = 24

@@ -1,4 +1,4 @@
-"""Negatives for the contrast: the queue of momentum features, the momentum copy, hard negatives for matching.
+"""Negatives for the contrast: the queue of features, the momentum copy, hard negatives for matching.
 
 B images, N captions, Q queued pairs, D width.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class FeatureQueue(nn.Module):
-    """The newest pairs of momentum features (MoCo, arXiv 1911.05722): starts empty and grows to `capacity`.
+    """The newest pairs of features (MoCo, arXiv 1911.05722): starts empty and grows to `capacity`.
 
     Buffers (saved with the training state): image, text (Q, D); image_ids, caption_ids (Q,); size, head ().
     """

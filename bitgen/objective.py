@@ -117,9 +117,9 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def _keys(self, batch: Batch, image: Encoded, text: Encoded) -> Keys:
-        """Features by the momentum copy; without one the online features."""
+        """Features by the momentum copy (MoCo), or the online features (cross-batch memory, arXiv 1912.06798)."""
         first = batch.firsts()
-        if self.momentum is None:
+        if self.momentum is None or self.config.queue_keys == "online":
             return Keys(image.feature.detach(), text.feature[first].detach())
         encode, chunk = self.encoders(self.momentum.model), self.config.chunk
         image = encode_in_chunks(encode.image, chunk, batch.pixel_values)

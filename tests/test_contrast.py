@@ -58,13 +58,14 @@ def test_contrast_of_the_batch_equals_a_loop():
     assert task(batch)[0]["itc"].item() == pytest.approx(slow_contrast(task.model, batch), rel=1e-4)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.995])
-def test_contrast_with_queue_equals_a_loop(momentum):
+@pytest.mark.parametrize("momentum, keys", [(0.0, "momentum"), (0.995, "momentum"), (0.995, "online")])
+def test_contrast_with_queue_equals_a_loop(momentum, keys):
     """Same images and equal captions stand in the batch and in the queue."""
-    task, batch, history = objective(momentum=momentum), tricky_batch(), []
-    encoder = task.momentum.model if momentum else task.model
+    task, batch, history = objective(momentum=momentum, queue_keys=keys), tricky_batch(), []
+    averaged = momentum and keys == "momentum"
+    encoder = task.momentum.model if averaged else task.model
     with torch.no_grad():
-        for parameter in encoder.parameters() if momentum else ():
+        for parameter in encoder.parameters() if averaged else ():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     other = tricky_batch(seed=1)
     other = replace(other, image_ids=torch.cat([batch.image_ids[:2], other.image_ids[2:]]),
@@ -81,6 +82,13 @@ def test_contrast_with_queue_equals_a_loop(momentum):
         weights = {name: p.clone() for name, p in encoder.named_parameters()}
         task.after_step(past, pending)
         encoder.load_state_dict(weights, strict=False)
+
+
+def test_online_keys_cost_no_second_forward_and_have_no_gradient(monkeypatch):
+    task, batch = objective(queue_keys="online").train(), tiny_batch()
+    monkeypatch.setattr(task.momentum.model, "image_tokens", None)
+    keys = task(batch)[2].keys
+    assert torch.equal(keys.image, task.model.encode_image(batch.pixel_values)) and not keys.image.requires_grad
 
 
 def test_the_batch_is_enqueued_after_its_loss():
