@@ -1,14 +1,16 @@
 """Runs notebooks from top to bottom in fresh kernels and keeps what they print: `python notebooks/execute.py [FILE …]`.
 
-Without names it takes every notebook beside it. The hash of a notebook's code is kept with its outputs, so that a test
-can tell when one was changed without the other; times, the machine's names and what only lives as long as the kernel
-(progress bars, frames) are left out, so that the same code gives the same file. A notebook that warns is not written.
+Without names it takes every notebook beside it. The hash of a notebook's code, and of the modules that it names, is
+kept with its outputs, so that a test can tell when one was changed without the other; times, the machine's names and
+what only lives as long as the kernel (progress bars, frames) are left out, so that the same code gives the same file. A
+notebook that warns is not written.
 What is pushed goes to a Hub on this computer, unless BITGEN_NOTEBOOK_HUB names a repository of yours.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import base64
 import hashlib
 import io
@@ -25,15 +27,37 @@ from nbclient import NotebookClient
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+BITGEN = HERE.parent / "bitgen"
 START, TIMEOUT = 300, 900  # seconds until a kernel answers, and for a cell
 WAITING = re.compile(r"^.* takes up to a minute …\n", re.MULTILINE)  # said only where the cache does not have it yet
 LIVE = re.compile(r"application/vnd\.jupyter\.widget-view\+json|<iframe")
 
 
 def code_hash(notebook: nbformat.NotebookNode) -> str:
-    """sha256 of the code cells, in their order."""
-    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256("\0".join(sources).encode()).hexdigest()
+    """sha256 of the code cells, in their order, and of what they stand on: the modules of bitgen that they name, less
+    comments and docstrings, and the preset."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    preset = (BITGEN / "presets" / "scenes.yaml").read_text(encoding="utf-8")
+    return hashlib.sha256("\0".join([*cells, *map(bare, named(cells)), preset]).encode()).hexdigest()
+
+
+def named(cells: list[str]) -> list[Path]:
+    """Modules of bitgen that the cells import, by name."""
+    code = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!")))
+    found = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    names = {name for node in found if node.module == "bitgen" for name in (alias.name for alias in node.names)}
+    names |= {node.module.removeprefix("bitgen.") for node in found if node.module.startswith("bitgen.")}
+    return sorted(path for path in (BITGEN / f"{name}.py" for name in names) if path.is_file())
+
+
+def bare(path: Path) -> str:
+    """The code of a module, whatever is said about it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [line for line in body
+                       if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))]
+    return ast.dump(tree)
 
 
 def executed(notebook: nbformat.NotebookNode, folder: Path = HERE) -> nbformat.NotebookNode:

@@ -5,6 +5,7 @@ All of them share one tiny run, so that none trains it anew.
 
 import re
 import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,3 +200,18 @@ def test_pictures_keep_frequent_and_rare_colours():
         assert found.mode == "P"
         error = np.abs(np.asarray(found.convert("RGB"), int) - picture)
     assert error[:100].max() <= 4 and error[:, :265].max() <= 24
+
+
+def test_a_module_that_a_notebook_names_is_part_of_its_code_and_what_is_said_about_it_is_not(tmp_path, monkeypatch):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        "%matplotlib inline\nimport bitgen\nfrom bitgen import figures\nfrom bitgen.losses import text_loss")])
+    assert [path.stem for path in EXECUTE.named([notebook.cells[0].source])] == ["figures", "losses"]
+    copied = shutil.copytree(EXECUTE.BITGEN, tmp_path / "bitgen")
+    monkeypatch.setitem(EXECUTE.code_hash.__globals__, "BITGEN", copied)
+    before, losses = EXECUTE.code_hash(notebook), tmp_path / "bitgen" / "losses.py"
+    code = losses.read_text(encoding="utf-8")
+    losses.write_text(code.replace('"""', '"""Well: ', 1) + "# a comment\n", encoding="utf-8")
+    (tmp_path / "bitgen" / "app.py").write_text("elsewhere = 1\n", encoding="utf-8")
+    assert EXECUTE.code_hash(notebook) == before
+    losses.write_text(code + "more = 1\n", encoding="utf-8")
+    assert EXECUTE.code_hash(notebook) != before
