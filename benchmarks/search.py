@@ -30,6 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import measure
 import numpy as np
 import torch
 
@@ -57,8 +58,9 @@ def features_file(encoder: Encoder, root: str, parts: int) -> Path:
     return cache_folder(None) / f"features-{what}-{parts}.f32"
 
 
-def features(encoder: Encoder, root: str, count: int, parts: int) -> None:
+def features(encoder: Encoder, options: argparse.Namespace) -> dict[str, int]:
     """Append real features to the cache until there are `count`."""
+    root, count, parts = options.data, options.count, options.parts
     path, pictures = features_file(encoder, root, parts), BLOCK // parts
     block = pictures * VIEWS * parts
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +79,7 @@ def features(encoder: Encoder, root: str, count: int, parts: int) -> None:
             file.write(torch.cat(rows).numpy().tobytes())
             file.flush()
             print(f"{(number + 1) * block:,} features, {time.perf_counter() - begin:.0f} s", flush=True)
+    return {"features": path.stat().st_size // (encoder.width * 4)}
 
 
 def pictures_of(root: str, number: int, count: int, size: int) -> tuple[torch.Tensor, bool]:
@@ -114,20 +117,22 @@ def held_out(encoder: Encoder, root: str) -> np.ndarray:
 # Speed ----------------------------------------------------------------------------------------------------
 
 
-def speed(encoder: Encoder, root: str, sizes: list[int], parts: int) -> None:
-    """Table of exact and two-stage search beside IndexFlatIP on the same rows and queries."""
+SPEED = ["rows", "engine", "ms", "IndexFlatIP ms", "ratio", "recall@10, rows as stored", "as made", "resident MB",
+         "of float16", "of float32", "prepared in s"]
+
+
+def speed(encoder: Encoder, options: argparse.Namespace) -> dict[str, list]:
+    """Exact search, two-stage search and lists beside IndexFlatIP on the same rows and queries."""
     import faiss
 
+    root, parts, found = options.data, options.parts, []
     rows = np.memmap(features_file(encoder, root, parts), np.float32, "r").reshape(-1, encoder.width)
     queries = held_out(encoder, root)
     print(f"{len(rows):,} features of views of {root}, {parts} a view, {encoder.width} wide; {QUERIES} held-out "
           f"queries, half pictures and half captions; k = 10; faiss {faiss.__version__}\n")
-    print("| rows | engine | ms | IndexFlatIP ms | ratio | recall@10, rows as stored | as made | resident MB | "
-          "of float16 | of float32 | prepared in s |\n|---|---|---|---|---|---|---|---|---|---|---|")
-    for size in sizes:
-        if size > len(rows):
-            print(f"| {size:,} | there are {len(rows):,} features only: `features` makes more | | | | | | | | | |")
-            continue
+    if max(options.sizes) > len(rows):
+        raise SystemExit(f"there are {len(rows):,} features only: `features --count {max(options.sizes)}` makes more")
+    for size in options.sizes:
         # The views of a scene stand far apart in the file: a part of it is a smaller gallery of the same kind.
         with tempfile.TemporaryDirectory(dir=cache_folder(None)) as folder:
             fill(Path(folder), encoder, rows[:size])
@@ -137,7 +142,9 @@ def speed(encoder: Encoder, root: str, sizes: list[int], parts: int) -> None:
                 flat.add(np.asarray(some, np.float32))
                 truths.append(np.concatenate([flat.search(query[None], 10)[1] for query in queries]))
             for engine in ENGINES[1:]:
-                print(row(Path(folder), engine, flat, queries, truths, encoder.width), flush=True)
+                found.append([size, engine, *row(Path(folder), engine, flat, queries, truths, encoder.width)])
+    print(measure.table(SPEED, found))
+    return {"speed": found}
 
 
 def fill(folder: Path, encoder: Encoder, rows: np.ndarray) -> None:
@@ -149,8 +156,9 @@ def fill(folder: Path, encoder: Encoder, rows: np.ndarray) -> None:
     store.catalogue.close()
 
 
-def row(folder: Path, engine: str, flat, queries: np.ndarray, truths: list[np.ndarray], width: int) -> str:
-    """One engine's line of the table. truths (Q, 10): what IndexFlatIP finds in the rows as they were made, in float32,
+def row(folder: Path, engine: str, flat, queries: np.ndarray, truths: list[np.ndarray],
+        width: int) -> list[float]:
+    """One engine's numbers. truths (Q, 10): what IndexFlatIP finds in the rows as they were made, in float32,
     and as they are stored, in float16."""
     begin = time.process_time()
     index = Index.open(folder, engine=engine)
@@ -160,8 +168,8 @@ def row(folder: Path, engine: str, flat, queries: np.ndarray, truths: list[np.nd
     made, stored = (np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth)]) for truth in truths)
     ours, theirs = in_turn([lambda query: index.search(query, 10), lambda query: flat.search(query[None], 10)], queries)
     held, size = resident(folder, engine, width), flat.ntotal
-    return (f"| {size:,} | {engine} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.3f} | {stored:.4f} | {made:.4f} | "
-            f"{held / 1e6:.0f} | {held / size / width / 2:.2f} | {held / size / width / 4:.4f} | {prepared:.1f} |")
+    return [ours, theirs, ours / theirs, float(stored), float(made), held / 1e6, held / size / width / 2,
+            held / size / width / 4, prepared]
 
 
 def in_turn(calls: list, queries: np.ndarray, rounds: int = 100) -> list[float]:
@@ -201,8 +209,9 @@ print(anonymous() - before)
 # Latency and throughput -----------------------------------------------------------------------------------
 
 
-def latency(encoder: Encoder, root: str, images: int) -> None:
-    """From words to results, and how much of the encoder's own throughput building an index keeps."""
+def latency(encoder: Encoder, options: argparse.Namespace) -> dict[str, list]:
+    """From words to results."""
+    root, images = options.data, options.images
     data = open_data(DataConfig(root=root, limit=images, scenes_train=images), "train", encoder.image_size)
     source = of_data(data)
     source = source.select(range(min(images, len(source))))
@@ -220,15 +229,16 @@ def latency(encoder: Encoder, root: str, images: int) -> None:
             for name, seconds in zip(times, (encoded - begin, end - encoded, end - begin)):
                 times[name].append(seconds * 1e3)
         print(f"{root}: {len(index):,} pictures, {index.catalogue.count('captions'):,} captions; words typed, ten "
-              "captions found, ms of CPU time\n\n| | p50 | p95 |\n|---|---|---|")
-        for name, some in times.items():
-            print(f"| {name} | {np.percentile(some, 50):.2f} | {np.percentile(some, 95):.2f} |")
+              "captions found, ms of CPU time\n")
+        found = [[name, *(float(np.percentile(some, share)) for share in (50, 95))] for name, some in times.items()]
+        print(measure.table(["", "p50", "p95"], found))
+        return {"latency": found}
 
 
 # What it is worth -----------------------------------------------------------------------------------------
 
 
-def worth(encoder: Encoder) -> None:
+def worth(encoder: Encoder, options: argparse.Namespace) -> dict[str, list]:
     """Filters, re-ranking and mixed queries on the thousand test scenes, where the truth is known."""
     data = open_data(DataConfig(root="scenes"), "test", encoder.image_size)
     shown = [{thing["colour"] for thing in scene["objects"]} for scene in data.truth]
@@ -244,14 +254,14 @@ def worth(encoder: Encoder) -> None:
         narrow = [index.search(query, 1, where={"tag": source.tags[i]}) for i, query in zip(asked, queries)]
         first = {"contrast": plain.ids, "first 16 re-ranked (from thumbnails)": ranked.ids,
                  "filtered by the right background": [hits.ids[0] for hits in narrow]}
-        print(f"right picture first, {len(asked)} captions, 1,000 test scenes\n\n| | R@1 |\n|---|---|")
-        for name, ids in first.items():
-            print(f"| {name} | {np.mean([place[some[0]] == i for some, i in zip(ids, asked)]):.3f} |")
-        print("\na picture that shows colour A but not B, 'a B' added and 'a A' taken away: share of the first five "
-              "that show\n\n| weight of the words | B | A | a third colour of the picture |\n|---|---|---|---|")
+        right = [[name, float(np.mean([place[some[0]] == i for some, i in zip(ids, asked)]))]
+                 for name, ids in first.items()]
+        print(f"right picture first, {len(asked)} captions, 1,000 test scenes\n")
+        print(measure.table(["", "R@1"], right))
         cases = [(i, min(colours), other) for i, colours in enumerate(shown) if i % 3 == 0
                  for other in [sorted(set(COLOURS) - colours)[i % (len(COLOURS) - len(colours))]] if len(colours) > 1]
         words = {colour: encoder.text([f"a {colour}"])[0] for colour in COLOURS}
+        mixed = []
         for weight in (0.0, 0.25, 0.5, 1.0, 2.0):
             found = []
             for i, less, more in cases:
@@ -260,30 +270,31 @@ def worth(encoder: Encoder) -> None:
                 near = [shown[place[name]] for name in ids if place[name] != i][:5]
                 found.append([np.mean([bool(some & colours) for colours in near])
                               for some in ({more}, {less}, shown[i] - {less})])
-            print(f"| {weight} | " + " | ".join(f"{share:.2f}" for share in np.mean(found, 0)) + " |", flush=True)
+            mixed.append([weight, *map(float, np.mean(found, 0))])
+        print("a picture that shows colour A but not B, 'a B' added and 'a A' taken away: share of the first five that "
+              "show\n")
+        print(measure.table(["weight of the words", "B", "A", "a third colour of the picture"], mixed))
+        return {"right": right, "mixed": mixed}
+
+
+WHAT = {"features": features, "speed": speed, "latency": latency, "worth": worth}
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("features", "speed", "latency", "worth"))
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("run", help="run folder, checkpoint folder or Hub id")
     parser.add_argument("--count", type=int, default=1_000_000, help="features to make")
     parser.add_argument("--parts", type=int, choices=(1, 19), default=19, help="features a view")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="rows of an index")
     parser.add_argument("--data", default="scenes", help="data set whose pictures are taken")
     parser.add_argument("--images", type=int, default=5000, help="pictures of `latency`")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    encoder = Encoder(*bitgen.load(options.run))
-    if options.what == "features":
-        features(encoder, options.data, options.count, options.parts)
-    elif options.what == "speed":
-        speed(encoder, options.data, options.sizes, options.parts)
-    elif options.what == "latency":
-        latency(encoder, options.data, options.images)
-    else:
-        worth(encoder)
+    where = measure.begin()
+    found = WHAT[options.what](Encoder(*bitgen.load(options.run)), options)
+    measure.write(options.json, {"environment": where} | found)
 
 
 if __name__ == "__main__":
