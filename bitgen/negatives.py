@@ -8,7 +8,10 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bitgen.tokenizer import BUCKET
 
 
 class FeatureQueue(nn.Module):
@@ -17,9 +20,11 @@ class FeatureQueue(nn.Module):
     Buffers (saved with the training state): image, text (Q, D); image_ids, caption_ids (Q,); size, head ().
     """
 
-    def __init__(self, capacity: int, hidden_size: int):
+    def __init__(self, capacity: int, hidden_size: int, max_tokens: int):
         super().__init__()
         self.capacity = capacity
+        self.register_buffer("input_ids", torch.zeros(capacity, max_tokens, dtype=torch.int32))
+        self.register_buffer("lengths", torch.zeros(capacity, dtype=torch.int64))
         self.register_buffer("image", torch.zeros(capacity, hidden_size))
         self.register_buffer("text", torch.zeros(capacity, hidden_size))
         self.register_buffer("image_ids", torch.zeros(capacity, dtype=torch.int64))
@@ -32,12 +37,28 @@ class FeatureQueue(nn.Module):
         size = int(self.size)
         return self.image[:size], self.text[:size], self.image_ids[:size], self.caption_ids[:size]
 
+    def captions(self, places: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
+        """input_ids int64 (n, L), attention_mask bool (n, L) of the captions at `places` (n,), counted as `held` does.
+
+        L: the longest of them in whole buckets, at least `least`.
+        """
+        lengths = self.lengths[places]
+        longest = max([least, *lengths.tolist()])
+        width = min(-(-longest // BUCKET) * BUCKET, self.input_ids.shape[1])
+        return self.input_ids[places, :width].long(), torch.arange(width, device=places.device) < lengths[:, None]
+
     @torch.no_grad()
-    def enqueue(self, image: Tensor, text: Tensor, image_ids: Tensor, caption_ids: Tensor) -> None:
-        """Append n pairs over the oldest; of more than fit, the last `capacity` stay. Ends wrap around."""
-        pairs = [x[-self.capacity:] for x in (image, text, image_ids, caption_ids)]
+    def enqueue(self, image: Tensor, text: Tensor, image_ids: Tensor, caption_ids: Tensor, input_ids: Tensor,
+                lengths: Tensor) -> None:
+        """Append n pairs over the oldest; of more than fit, the last `capacity` stay. Ends wrap around.
+
+        input_ids (n, L) and lengths (n,): the words of the captions, for matching to be asked about.
+        """
+        input_ids = F.pad(input_ids, (0, self.input_ids.shape[1] - input_ids.shape[1]))
+        pairs = [x[-self.capacity:] for x in (image, text, image_ids, caption_ids, input_ids, lengths)]
         places = (self.head + torch.arange(len(pairs[0]), device=self.head.device)) % max(self.capacity, 1)
-        for kept, new in zip((self.image, self.text, self.image_ids, self.caption_ids), pairs, strict=True):
+        held = self.image, self.text, self.image_ids, self.caption_ids, self.input_ids, self.lengths
+        for kept, new in zip(held, pairs, strict=True):
             kept[places] = new.to(kept.dtype)
         self.head.copy_((self.head + len(pairs[0])) % max(self.capacity, 1))
         self.size.copy_((self.size + len(pairs[0])).clamp(max=self.capacity))

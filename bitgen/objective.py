@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgen.chunked import encode_in_chunks
@@ -41,6 +42,19 @@ class Keys(NamedTuple):
     text: Tensor
 
 
+class Candidates(NamedTuple):
+    """What hard negatives are drawn from: logits and which are negatives."""
+
+    similarity: Tensor
+    """(N, B): captions and images of the batch."""
+    allowed: Tensor
+    """(N, B) bool."""
+    queued_similarity: Tensor | None = None
+    """(B, Q): images of the batch and captions of the queue, where it takes part."""
+    queued_allowed: Tensor | None = None
+    """(B, Q) bool."""
+
+
 class Pending(NamedTuple):
     """What a batch leaves to be written after the step."""
 
@@ -62,7 +76,8 @@ class Objective(nn.Module):
         check_ranges(config, "loss")
         self.model, self.config = model, config
         self.momentum = MomentumCopy(model, config.momentum) if config.momentum else None
-        self.queue = FeatureQueue(config.queue, model.config.hidden_size) if config.queue else None
+        size = config.queue, model.config.hidden_size, model.config.max_tokens
+        self.queue = FeatureQueue(*size) if config.queue else None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.compiled: dict[BitGen, Encoders] = {}
 
@@ -101,10 +116,10 @@ class Objective(nn.Module):
         told = told or batch
         first = batch.firsts()
         with torch.autocast(image.feature.device.type, enabled=False):
-            losses["itc"], similarity, allowed = self._contrast(image.feature, text.feature, keys, batch, first, report)
+            losses["itc"], candidates = self._contrast(image.feature, text.feature, keys, batch, first, report)
         code = None
         if self.config.itm or self.model.memory is not None:
-            code = self._match(image, text, batch, first, similarity, allowed, losses, report)
+            code = self._match(image, text, batch, first, candidates, losses, report)
         other = told.caption_ids != batch.caption_ids[first][told.image_index]       # (N,) than the one written
         several = torch.zeros_like(first).index_add(0, told.image_index, other.long()) > 0
         reading, *written = self._episode(image.feature, text.feature[first], code, several, losses, report)
@@ -126,8 +141,8 @@ class Objective(nn.Module):
         text = encode_in_chunks(encode.text, chunk, batch.input_ids[first], batch.attention_mask[first])
         return Keys(image.feature, text.feature)
 
-    def _contrast(self, image, text, keys, batch, first, report) -> tuple[Tensor, Tensor, Tensor]:
-        """ITC over the batch and, with `keys`, over momentum keys and queue; logits (N, B); which are negatives.
+    def _contrast(self, image, text, keys, batch, first, report) -> tuple[Tensor, Candidates]:
+        """ITC over the batch and, with `keys`, over momentum keys and queue; what hard negatives are drawn from.
 
         The two are separate softmaxes. In a single one the positive would be an online feature among negatives of
         the momentum copy, and telling the two encoders apart would be a short-cut. So would telling old keys from new
@@ -145,6 +160,7 @@ class Objective(nn.Module):
         rows, columns = slice(here, here + len(text)), slice(there, there + len(image))
         scale = self.model.scale()
         t2i, i2t = scale * text @ images.T, scale * image @ texts.T                  # (N, B'), (B, N')
+        candidates = Candidates(t2i[:, columns].detach(), ~same[rows, columns])
         terms = [(t2i, mine[rows], ~same[rows], len(text)), (i2t, mine.T[columns], ~same.T[columns], len(text))]
         if keys is not None:
             old_images, old_texts, old_ids, old_captions = self.queue.held()
@@ -159,6 +175,9 @@ class Objective(nn.Module):
             long_i2t = scale * image @ torch.cat([new_texts, old_texts + new_texts.mean(0)]).T      # (B, B'+Q)
             terms += [(long_t2i, _wider(mine[rows], long_t2i), ~t2i_known, len(text)),
                       (long_i2t, _wider(mine[firsts].T[columns], long_i2t), ~i2t_known, len(image))]
+            if len(old_ids):
+                queued = long_i2t[:, len(new_texts):].detach(), ~i2t_known[:, len(new_texts):]
+                candidates = Candidates(*candidates[:2], *queued)
         with torch.no_grad():
             report["itc_chance"] = sum(contrastive_chance(*masks) for _, *masks, _ in terms) / len(terms)
             report["t2i"] = (t2i.argmax(1) == owner[rows]).float().mean()
@@ -168,18 +187,27 @@ class Objective(nn.Module):
             report["logit_scale"] = scale
         each = [contrastive_loss(*term) for term in terms]
         report["itc_batch"] = (each[0] + each[1]) / 2                                # the doctor compares the two
-        return sum(each) / len(each), t2i[:, columns].detach(), ~same[rows, columns]
+        return sum(each) / len(each), candidates
 
-    def _match(self, image, text, batch, first, similarity, allowed, losses, report) -> Tensor:
-        """ITM on each image's first caption, a hard negative image and a hard negative caption; codes (B, 2D)."""
+    def _match(self, image, text, batch, first, candidates, losses, report) -> Tensor:
+        """ITM on each image's first caption, a hard negative image and a hard negative caption; codes (B, 2D).
+
+        Where the queue takes part, the negative caption is one of the queue's thousands: those of a batch that the
+        contrast has learned differ in what it sees already.
+        """
         true = torch.arange(len(first), device=first.device)
+        similarity, allowed, *queued = candidates
         caption_rows, wrong_images = hard_negatives(similarity[first], allowed[first])
-        image_rows, wrong_captions = hard_negatives(similarity.T, allowed.T)
+        tokens, mask = text.tokens, batch.attention_mask
+        if self.config.itm and candidates.queued_allowed is not None:
+            tokens, mask, image_rows, wrong_captions = self._from_queue(tokens, mask, *queued)
+        else:
+            image_rows, wrong_captions = hard_negatives(similarity.T, allowed.T)
         images = torch.cat([true, wrong_images, image_rows])                          # (M,)
         captions = torch.cat([first, first[caption_rows], wrong_captions])
         if not self.config.itm:
             images, captions = images[: len(first)], captions[: len(first)]
-        code = self.model.fusion(image.tokens, text.tokens, batch.attention_mask, (images, captions))
+        code = self.model.fusion(image.tokens, tokens, mask, (images, captions))
         if self.config.itm:
             logits = self.model.match_head(code)
             matched = torch.arange(len(images), device=first.device) < len(first)
@@ -187,6 +215,16 @@ class Objective(nn.Module):
             report["itm_acc"] = (logits.argmax(1) == matched).float().mean()
             report["itm_acc_chance"] = 1 - matched.float().mean()
         return code[: len(first)]
+
+    def _from_queue(self, tokens, mask, similarity, allowed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """tokens (N + r, L, D), mask (N + r, L): r captions of the queue, encoded anew, behind those of the batch; and
+        which images (r,) they are hard negatives of, and their rows (r,)."""
+        rows, places = hard_negatives(similarity, allowed)
+        ids, real = self.queue.captions(places, least=mask.shape[1])
+        drawn = encode_in_chunks(self.encoders(self.model).text, self.config.chunk, ids, real).tokens
+        wider = ids.shape[1] - mask.shape[1]
+        joined = torch.cat([F.pad(tokens, (0, 0, 0, wider)), drawn]), torch.cat([F.pad(mask, (0, wider)), real])
+        return *joined, rows, len(tokens) + torch.arange(len(rows), device=rows.device)
 
     def _episode(self, image, text, code, several, losses, report):
         """Write (image, first caption) of a share of the images to copies of the prior, read with images alone.
@@ -236,7 +274,10 @@ class Objective(nn.Module):
         if pending.keys is not None:
             first = batch.firsts()
             keys = [x - x.mean(0) for x in map(gathered, pending.keys)]
-            self.queue.enqueue(*keys, gathered(batch.image_ids), gathered(batch.caption_ids[first]))
+            ids, mask = batch.input_ids[first], batch.attention_mask[first]
+            ids = F.pad(ids, (0, self.queue.input_ids.shape[1] - ids.shape[1]))  # equally wide in all processes
+            told = batch.image_ids, batch.caption_ids[first], ids, mask.sum(1)
+            self.queue.enqueue(*keys, *map(gathered, told))
         if pending.address is not None:
             added = Belief(*(summed(x) for x in pending.added))
             self.model.memory.remember(gathered(pending.key), gathered(pending.address), added)
@@ -247,7 +288,7 @@ class Objective(nn.Module):
 
 def _wider(mask: Tensor, like: Tensor) -> Tensor:
     """mask (R, C) with false columns added up to the width of `like`."""
-    return torch.nn.functional.pad(mask, (0, like.shape[1] - mask.shape[1]))
+    return F.pad(mask, (0, like.shape[1] - mask.shape[1]))
 
 
 def _episodes(x: Tensor, size: int) -> Tensor:

@@ -99,8 +99,8 @@ def parameters(history: list[Row], facts: Facts) -> Seen | None:
 
 
 def numbers(history: list[Row], facts: Facts) -> Seen | None:
-    """How many of the last rows in a row tell of NaN or infinity: in a loss, the gradient, the weights, the temperature,
-    or in a step that was skipped since the row before."""
+    """How many of the last rows in a row tell of NaN or infinity: in a loss, gradient, weights or temperature, or by a
+    step that was skipped since the row before."""
     rows = [row for row in history if "grad_norm" in row]
     skipped = [0.0, *(row.get("skipped_in_all", 0.0) for row in rows)]
     sound = [now == before and all(math.isfinite(row.get(name, 0.0)) for name in NUMBERS)

@@ -8,22 +8,23 @@ from bitgen.negatives import FeatureQueue, MomentumCopy, hard_negatives
 
 
 def numbered(start, count, width=2):
-    """Pairs whose features are their number."""
+    """Pairs whose features and words are their number."""
     ids = torch.arange(start, start + count)
-    return ids[:, None].float().expand(count, width), -ids[:, None].float().expand(count, width), ids, 1000 + ids
+    features = ids[:, None].float().expand(count, width)
+    return features, -features, ids, 1000 + ids, ids[:, None].expand(count, 5), 1 + ids % 5
 
 
 def test_queue_starts_empty_and_grows():
-    queue = FeatureQueue(6, 2)
+    queue = FeatureQueue(6, 2, 16)
     assert [len(x) for x in queue.held()] == [0, 0, 0, 0]
     queue.enqueue(*numbered(1, 4))
-    for held, given in zip(queue.held(), numbered(1, 4), strict=True):
+    for held, given in zip(queue.held(), numbered(1, 4)[:4], strict=True):
         torch.testing.assert_close(held, given)
 
 
 @pytest.mark.parametrize("batches", [[4, 4], [4, 4, 4], [6, 6], [5, 1, 3], [3, 9], [20]])
 def test_queue_holds_the_newest_pairs_across_its_end(batches):
-    queue, done = FeatureQueue(6, 2), 0
+    queue, done = FeatureQueue(6, 2, 16), 0
     for size in batches:
         queue.enqueue(*numbered(done, size))
         done += size
@@ -32,10 +33,15 @@ def test_queue_holds_the_newest_pairs_across_its_end(batches):
     torch.testing.assert_close(image[:, 0], image_ids.float())                     # the parts of a pair stay together
     torch.testing.assert_close(text[:, 1], -image_ids.float())
     assert torch.equal(caption_ids, image_ids + 1000)
+    words, real = queue.captions(torch.arange(6))
+    assert words.shape == (6, 8) and torch.equal(words[:, 0], image_ids)
+    assert torch.equal(real.sum(1), 1 + image_ids % 5)
+    assert torch.equal(words[real], image_ids.repeat_interleave(real.sum(1)))
+    assert queue.captions(torch.tensor([2]), least=13)[0].shape == (1, 16)
 
 
 def test_a_queue_that_wrapped_drops_the_oldest_next():
-    queue = FeatureQueue(6, 2)
+    queue = FeatureQueue(6, 2, 16)
     for start in (0, 4):
         queue.enqueue(*numbered(start, 4))
     queue.enqueue(*numbered(8, 1))
@@ -43,7 +49,7 @@ def test_a_queue_that_wrapped_drops_the_oldest_next():
 
 
 def test_a_saved_queue_goes_on_where_it_was():
-    queue, copy = FeatureQueue(6, 2), FeatureQueue(6, 2)
+    queue, copy = FeatureQueue(6, 2, 16), FeatureQueue(6, 2, 16)
     queue.enqueue(*numbered(0, 8))
     copy.load_state_dict(queue.state_dict())
     for each in (queue, copy):
@@ -52,9 +58,9 @@ def test_a_saved_queue_goes_on_where_it_was():
 
 
 def test_queue_keeps_no_graph():
-    queue = FeatureQueue(4, 2)
+    queue = FeatureQueue(4, 2, 16)
     features = torch.randn(2, 2, requires_grad=True)
-    queue.enqueue(features, features, torch.arange(2), torch.arange(2))
+    queue.enqueue(features, features, *numbered(0, 2)[2:])
     assert not queue.held()[0].requires_grad
 
 

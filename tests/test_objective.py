@@ -63,6 +63,43 @@ def test_hard_negatives_are_the_similar_ones():
     assert torch.equal(images[6:], twin)
 
 
+def with_a_queue():
+    """An objective whose queue holds another batch; one of its images, and of its captions, are in the batch too."""
+    task, batch, past = objective(left_out=0.0).train(), tricky_batch(), tricky_batch(seed=1)
+    past.image_ids[0], past.caption_ids[firsts(past)[1]] = batch.image_ids[0], batch.caption_ids[2]
+    task.after_step(past, task(past)[2])
+    return task, batch, past
+
+
+def test_with_a_queue_the_wrong_captions_are_its_own():
+    task, batch, past = with_a_queue()
+    calls = []
+    task.model.fusion.forward = spied(task.model.fusion.forward, calls)
+    of_past, drawn = firsts(past), set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        task(batch)
+        (_, tokens, mask, (images, captions)), _ = calls[-1]
+        assert len(images) == 18 and captions[:12].max() < 12 and captions[12:].tolist() == list(range(12, 18))
+        for i, c in zip(images[12:].tolist(), captions[12:].tolist()):
+            words = int(mask[c].sum())
+            place, = [b for b, f in enumerate(of_past) if int(past.attention_mask[f].sum()) == words
+                      and torch.equal(task.queue.input_ids[b, :words].long(), past.input_ids[f, :words])
+                      and torch.allclose(tokens[c, :words], task.model.text_tokens(
+                          past.input_ids[f:f + 1, :words], past.attention_mask[f:f + 1, :words]).tokens[0], atol=1e-5)]
+            drawn.add(place)
+            assert past.image_ids[place] != batch.image_ids[i]
+            assert past.caption_ids[of_past[place]] not in batch.caption_ids[batch.image_index == i]
+    assert drawn == set(range(6)), "each is somebody's"
+
+
+def test_while_the_queue_is_empty_the_wrong_captions_are_those_of_the_batch():
+    task, batch, calls = objective().train(), tricky_batch(), []
+    task.model.fusion.forward = spied(task.model.fusion.forward, calls)
+    task(batch)
+    assert calls[0][0][3][1].max() < 12
+
+
 # Memory and text ------------------------------------------------------------------------------------------
 
 
