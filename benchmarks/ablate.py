@@ -22,7 +22,8 @@ import measure
 
 VARIANTS = {
     "full": [],
-    "with a queue of 4096": ["--loss.queue", "4096", "--loss.queue-start", "40"],
+    "without queue": ["--loss.queue", "0"],
+    "queue by momentum": ["--loss.queue-keys", "momentum"],
     "without momentum": ["--loss.momentum", "0"],
     "without ITM": ["--loss.itm", "0"],
     "without text loss": ["--loss.text", "0"],
