@@ -134,6 +134,13 @@ def test_logit_scale_starts_at_one_over_the_temperature_and_stops_at_100(logit, 
     assert model.scale().item() == pytest.approx(scale, rel=1e-3)
 
 
+def test_no_images_and_no_captions_give_none():
+    model, parts = speaking(tiny_model()), [x[:0] for x in inputs()]
+    assert model.encode_image(parts[0]).shape == model.encode_text(*parts[1:]).shape == (0, 32)
+    assert len(model.match(*parts)) == 0 and model.caption(parts[0]) == model.caption(parts[0], num_beams=2) == []
+    assert all(torch.equal(*pair) for pair in zip(model.remember(*parts), model.memory.prior()))
+
+
 # Matching -------------------------------------------------------------------------------------------------
 
 
