@@ -139,6 +139,15 @@ def test_other_files_of_the_same_name_size_and_time_are_other_images(tmp_path):
     assert seen == [(text, colour(int(text[-1]))) for text, _ in seen] and seen[0] != seen[1]
 
 
+def test_a_caption_that_an_image_has_twice_is_trained_on_once(tmp_path):
+    """As img2dataset writes them: .txt and .json of a sample hold the same."""
+    shard(tmp_path / "train-0.tar", {"0.png": jpeg(0), "0.txt": b"A dog\na cat", "0.json": b'{"caption": "a  Dog "}'})
+    shard(tmp_path / "val-0.tar", {"1.png": jpeg(1), "1.txt": b"a dog\na dog"})
+    settings = config(tmp_path, tmp_path)
+    assert open_data(settings, "train", SIZE).captions == [["A dog", "a cat"]]
+    assert open_data(settings, "val", SIZE).captions == [["a dog", "a dog"]]  # what is evaluated counts as it stands
+
+
 def test_a_json_member_that_says_nothing_of_captions_adds_none(tmp_path):
     shard(tmp_path / "train-0.tar", {"0.png": jpeg(0), "0.txt": b"a dog", "0.json": b'{"url": "http://x", "width": 12}',
                                      "1.png": jpeg(1), "1.json": b'{"caption": null}'})
