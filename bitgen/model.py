@@ -214,8 +214,8 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
         if self.tokenizer is None:
             raise ValueError("this model has no tokenizer; bitgen.load sets it, or assign model.tokenizer")
         limit = self.config.max_tokens - 1
-        if max_tokens is not None and not 1 <= max_tokens <= limit:
-            raise ValueError(f"max_tokens must be between 1 and {limit}, got {max_tokens}")
+        if max_tokens is not None and max_tokens not in range(1, limit + 1):
+            raise ValueError(f"max_tokens must be a whole number between 1 and {limit}, got {max_tokens}")
         image = self.image_tokens(pixel_values)
         state = _DecoderState(self, self._recall(image, belief))
         return generate(state.step, len(pixel_values), bos=self.tokenizer.bos, eos=self.tokenizer.eos,

@@ -260,7 +260,7 @@ def test_captions_are_words_however_they_are_chosen():
     assert model.caption_ids(pixels, max_tokens=15).shape[1] <= 15                 # as far as positions go
 
 
-@pytest.mark.parametrize("wanted", [-1, 0, 16, 1000])
+@pytest.mark.parametrize("wanted", [-1, 0, 16, 1000, 2.5, "3"])
 def test_more_tokens_than_positions_are_refused(wanted):
     with pytest.raises(ValueError, match=f"between 1 and 15, got {wanted}"):
         speaking(tiny_model()).caption_ids(inputs()[0], max_tokens=wanted)
