@@ -105,7 +105,7 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
             pooled = tokens[:, 0]
         else:
             shares = attention_mask / attention_mask.sum(1, keepdim=True)
-            pooled = (tokens * shares[..., None]).sum(1)
+            pooled = (tokens * shares[..., None]).sum(1).to(tokens.dtype)
         return Encoded(self.fusion_text(tokens), unit(self.itc_text(pooled)))
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
@@ -158,7 +158,8 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
         if reading is None:
             reading = self.memory.read(self.memory.prior(), image.feature)
         described = torch.cat([reading.mean, reading.variance.log()[..., None]], -1)              # (B, D+1)
-        return torch.cat([image.tokens, self.reading_token(described)[:, None].to(image.tokens.dtype)], 1)
+        token = self.reading_token(described.to(self.reading_token.weight.dtype))
+        return torch.cat([image.tokens, token[:, None].to(image.tokens.dtype)], 1)
 
     # Decoder ----------------------------------------------------------------------------------------------
 

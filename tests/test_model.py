@@ -1,5 +1,6 @@
 """The model: features, matching, memory, writing captions, saving; and settings that cannot be."""
 
+import copy
 import json
 import socket
 import subprocess
@@ -124,6 +125,24 @@ def test_features_of_constant_inputs_are_finite_with_finite_gradients():
     feature.sum().backward()
     assert feature.isfinite().all()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_in_another_precision_does_all_that_it_did(dtype):
+    model, (pixels, ids, mask) = speaking(tiny_model(gates=0.5)), inputs()
+    other = speaking(copy.deepcopy(model).to(dtype))
+    with torch.no_grad():
+        for exact, found in ((model.encode_image(pixels), other.encode_image(pixels.to(dtype))),
+                             (model.encode_text(ids, mask), other.encode_text(ids, mask)),
+                             (model.match(pixels, ids, mask), other.match(pixels.to(dtype), ids, mask))):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
+        belief = other.remember(pixels.to(dtype), ids, mask)
+        assert {x.dtype for x in belief} == {torch.float32}
+        for how in ({}, {"belief": belief}, {"belief": other.memory.persistent()}, {"num_beams": 2}):
+            assert len(other.caption(pixels.to(dtype), **how)) == 6
+        torch.testing.assert_close(other.text_logits(pixels.to(dtype), ids, belief),
+                                   model.text_logits(pixels, ids, belief), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("logit, scale", [(0.0, 1.0), (2.659, 14.28), (30.0, MAX_LOGIT_SCALE)])
