@@ -44,7 +44,7 @@ def karpathy_splits(root: Path, image_root: str | None) -> Splits:
         name = _value(record, "filename", str, where)
         if "filepath" in record:
             name = f"{_value(record, 'filepath', str, where)}/{name}"
-        split = KARPATHY_SPLITS.get(record.get("split", "train"))
+        split = KARPATHY_SPLITS.get(_value({"split": "train", **record}, "split", str, where))
         if split is None:
             raise ValueError(f"{where}.split: expected {', '.join(KARPATHY_SPLITS)}, got {record['split']!r}")
         captions = as_captions(_value(record, "sentences", list, where), f"{where}.sentences")
@@ -114,14 +114,19 @@ def read_csv(path: Path, image_root: str | None = None) -> Listing:
             image, caption = column(row, IMAGE_COLUMNS, str(path)), column(row, CAPTION_COLUMNS, str(path))
         if None in row or None in row.values():
             raise ValueError(f"{where}: expected as many fields as the header has; quote a caption that holds commas")
-        texts = [row[caption]]
-        if row[caption].startswith("["):
-            try:
-                texts = as_captions(json.loads(row[caption]), f"{where}.{caption}")
-            except json.JSONDecodeError:
-                texts = [row[caption]]  # a caption may begin with a bracket
+        texts = _listed(row[caption], f"{where}.{caption}")
         rows.append((row[image], texts, _inside(folder, row[image], f"{where}.{image}")))
     return _listing(rows)
+
+
+def _listed(text: str, where: str) -> list[str]:
+    """The captions of a JSON list, or the text itself: a caption may begin with a bracket, and even be valid JSON."""
+    try:
+        content = json.loads(text) if text.startswith("[") else None
+    except (ValueError, RecursionError):
+        return [text]
+    captions = isinstance(content, list) and all(isinstance(each, (str, dict)) for each in content)
+    return as_captions(content, where) if captions else [text]
 
 
 def _csv_rows(path: Path) -> Iterator[dict]:

@@ -267,6 +267,8 @@ def train(argv: list[str]) -> int:
 def evaluate(argv: list[str]) -> int:
     """`bitgen evaluate`."""
     options = tyro.cli(Evaluate, prog="bitgen evaluate", args=argv)
+    if options.rerank < 0:
+        raise ValueError(f"rerank must be at least 0, got {options.rerank}")
     from bitgen import evaluate as module
     from bitgen.data import open_data
     from bitgen.facts import data_settings, evaluated
@@ -282,6 +284,7 @@ def evaluate(argv: list[str]) -> int:
         of = evaluated(options.run, options.checkpoint, opened.root, options.split)
         _write(options.json, json.dumps(report | {"of": of}, indent=2))
     picture = Path(options.picture or (Path(options.run) if Path(options.run).is_dir() else Path()) / "retrievals.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
     module.picture(gallery, dataset, processor.vision.image_size).savefig(picture)
     print(f"best, typical and worst retrievals: {picture}")
     return 0

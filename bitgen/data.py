@@ -17,7 +17,7 @@ import torch
 
 from bitgen.dataset import Dataset, Item, open_data
 from bitgen.images import BadImage
-from bitgen.tokenizer import Tokenizer
+from bitgen.tokenizer import Tokenizer, plain
 
 __all__ = ["Batch", "BatchSampler", "Collator", "Dataset", "Item", "open_data", "stable_hash"]
 
@@ -108,7 +108,7 @@ class Collator:
             attention_mask=attention_mask,
             image_index=torch.tensor([b for b, some in enumerate(captions) for _ in some]),
             image_ids=torch.tensor([stable_hash(self.dataset.image_ids[i]) for i, _ in images]),
-            caption_ids=torch.tensor([stable_hash(" ".join(text.casefold().split())) for text in texts]),
+            caption_ids=torch.tensor([stable_hash(plain(text)) for text in texts]),
             bad={name: reason for name, reason in self.bad.items() if name not in before})
 
     def _readable(self, index: int, epoch: int) -> tuple[int, torch.Tensor]:

@@ -20,7 +20,7 @@ from bitgen.formats import find_splits
 from bitgen.images import BadImage, picture, safe_open_image, to_uint8
 from bitgen.listing import SPLITS, Listing, Splits, digest
 from bitgen.streamed import HUB, hub_splits
-from bitgen.tokenizer import clean
+from bitgen.tokenizer import clean, plain
 
 SCENES = {"val": 500, "test": 1000}
 """Images of the generated validation and test splits."""
@@ -85,9 +85,9 @@ def open_data(config: DataConfig, split: str, image_size: int, seed: int = 0, al
 
     Data without a validation split give `val_fraction` of their training images to it: by image, never by caption, and
     the same ones whatever the seed of a run, so that evaluation never meets what was trained on. Captions are cleaned;
-    those without a word, and images without captions, are left out. Pixels are prepared where they need less than
-    `PREPARE_BYTES`, or `always`. Raises `ValueError` for a root that is not recognised, a split that is not there
-    (naming those that are), and more than `max_bad_fraction` unreadable images.
+    those without a word, those that a training image has twice, and images without captions, are left out. Pixels are
+    prepared where they need less than `PREPARE_BYTES`, or `always`. Raises `ValueError` for a root that is not
+    recognised, a split that is not there (naming those that are), and more than `max_bad_fraction` unreadable images.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
@@ -139,7 +139,7 @@ def _split(splits: Splits, config: DataConfig, split: str) -> Listing:
         source = splits.get("train")
     if source is None:
         raise ValueError(f"{config.root}: no split {split!r}; it has {', '.join(sorted(splits)) or 'none'}")
-    listing = _with_captions(source())
+    listing = _with_captions(source(), distinct=split == "train")
     if not listing.image_ids:
         raise ValueError(f"{config.root}: no images with captions in split {split!r}")
     return listing if {"any", "val"} & set(splits) or split == "test" else _share(listing, config, split)
@@ -161,11 +161,23 @@ def held_out(image_ids: Sequence[str], fraction: float) -> set[str]:
     return set(sorted(image_ids, key=digest)[:count])
 
 
-def _with_captions(listing: Listing) -> Listing:
+def _with_captions(listing: Listing, distinct: bool) -> Listing:
     """The listing without captions that hold no word, and without images that then have none.
 
     Captions as `clean` leaves them: whatever draws or logs one later gets no megabytes, controls or broken characters.
+    `distinct`: of an image's captions that are the same, the first alone. Where all that is drawn of an image is one
+    text, the memory has nothing to learn from it. Evaluation counts captions as they stand, as other people do.
     """
     captions = [[text for text in map(clean, texts) if text] for texts in listing.captions]
+    if distinct:
+        captions = [_once(texts) for texts in captions]
     kept = dataclasses.replace(listing, captions=captions)
     return kept.select([i for i, texts in enumerate(captions) if texts])
+
+
+def _once(texts: list[str]) -> list[str]:
+    """The captions that are not the same as one before."""
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(plain(text), text)
+    return list(first.values())

@@ -21,6 +21,7 @@ from bitgen.encoded import Gallery, batches, encode, words
 from bitgen.matching import Weights
 from bitgen.precision import fast
 from bitgen.scenes import attributes_right
+from bitgen.tokenizer import plain
 
 FOLD, FOLDED = 1000, 5000  # COCO's 5 x 1k protocol: images a fold, and the gallery size from which it is reported
 EPISODE = 24  # images written to the memory together, as in training (`loss.episode`)
@@ -158,20 +159,21 @@ def perplexities(model, processor, dataset, device="cpu") -> dict[str, float]:
 
     `perplexity`: with its image and an empty memory; `perplexity_blank`: with a blank image; `perplexity_shuffled`:
     with another image; `perplexity_memory`: after the first captions of 24 images were written, read back by the
-    images alone. Images with one caption do not count there: what is written would be what is asked for.
-    `chance_perplexity`: all tokens alike. A model that looks is far better with the image than without.
+    images alone. Images whose first and last captions are the same do not count there: what is written would be what
+    is asked for. `chance_perplexity`: all tokens alike. A model that looks is far better with the image than without.
     """
     nll, tokens = Counter(), Counter()
     for rows, pixel_values in batches(processor, dataset, EPISODE, device):
-        ids, mask = words(processor, [dataset.captions[i][-1] for i in rows], device)
+        firsts, lasts = zip(*((dataset.captions[i][0], dataset.captions[i][-1]) for i in rows))
+        ids, mask = words(processor, lasts, device)
         image, real = model.image_tokens(pixel_values), mask[:, 1:]
         blank = model.context(model.image_tokens(torch.zeros_like(pixel_values[:1])))
         contexts = {"": (model.context(image), real), "_blank": (blank.expand(len(rows), -1, -1), real)}
         if len(rows) > 1:
             contexts["_shuffled"] = model.context(type(image)(*(x.roll(1, 0) for x in image))), real
-        several = torch.tensor([len(dataset.captions[i]) > 1 for i in rows], device=device)
+        several = torch.tensor([plain(one) != plain(other) for one, other in zip(firsts, lasts)], device=device)
         if model.memory is not None and several.any():
-            first, shown = words(processor, [dataset.captions[i][0] for i in rows], device)
+            first, shown = words(processor, firsts, device)
             facts = model.fact(image, model.text_tokens(first, shown), shown)
             belief = model.memory.write(model.memory.prior(), *facts)
             reading = model.memory.read(belief, image.feature)

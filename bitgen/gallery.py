@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +18,14 @@ from tqdm import tqdm
 from bitgen.catalogue import Item
 from bitgen.config import DataConfig
 from bitgen.dataset import open_data
-from bitgen.formats import recognise
+from bitgen.formats import find_splits, recognise
 from bitgen.images import FORMATS, BadImage, safe_open_image, to_uint8
 from bitgen.tokenizer import clean
 
 if TYPE_CHECKING:
     from bitgen.dataset import Dataset
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 THUMBNAIL = 256  # pixels: the longer side of a thumbnail
@@ -84,18 +87,46 @@ def pictures(source: str | Path | Dataset | Pictures | Sequence[str | Path]) -> 
 def find(root: str, split: str, image_size: int) -> Pictures:
     """The pictures that `root` names: a data set's `split` where it is one, else every image in a folder, or one file.
 
-    Raises `ValueError` where it is neither.
+    A folder of images may hold files that look like captions and are none; the log says so. Raises `ValueError` where
+    it is neither, and for a data set without this split.
     """
     path = Path(root).expanduser()
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         return of_files([path])
-    try:
-        known = not path.is_dir() or bool(recognise(path))
-    except ValueError:
-        known = False
-    if not known:
+    if path.is_dir() and not _recognised(path):
         return of_folder(path)
-    return replace(of_data(open_data(DataConfig(root=root), split, image_size)), name=f"{root} {split}")
+    config = DataConfig(root=root)
+    try:
+        return replace(of_data(open_data(config, split, image_size)), name=f"{root} {split}")
+    except ValueError:
+        reason = _unreadable(config) if path.is_dir() else ""
+        if not reason or not _image_files(path):
+            raise
+        log.warning("%s: no data set, its images are taken by themselves: %s", root, reason)
+        return of_folder(path)
+
+
+def _recognised(folder: Path) -> bool:
+    """Whether its files have the names of a data set's."""
+    try:
+        return bool(recognise(folder))
+    except ValueError:
+        return False
+
+
+def _unreadable(config: DataConfig) -> str:
+    """Why a split of a data set on disk cannot be read; nothing where all can, whatever is in them."""
+    try:
+        for read in find_splits(config).values():
+            read()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Every image file below `folder`, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def of_folder(folder: Path) -> Pictures:
@@ -103,7 +134,7 @@ def of_folder(folder: Path) -> Pictures:
     folder = folder.expanduser()
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = _image_files(folder)
     if not files:
         raise ValueError(f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) in it")
     inside = [path.relative_to(folder) for path in files]

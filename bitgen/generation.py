@@ -10,6 +10,7 @@ row r is row rows[r] of the present one; there may be more rows afterwards than 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -105,10 +106,8 @@ def _better(best: Tensor, kept: Tensor, scores: Tensor, live: Tensor, eos: int) 
 
 
 def _check(num_beams: int, top_p: float | None, temperature: float, max_tokens: int) -> None:
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens {max_tokens}: expected at least 1")
-    if num_beams < 1 or num_beams != int(num_beams):
-        raise ValueError(f"num_beams {num_beams}: expected a whole number of at least 1 (1 is greedy)")
+    _check_count("max_tokens", max_tokens)
+    _check_count("num_beams", num_beams)
     if top_p is not None and num_beams > 1:
         raise ValueError(f"num_beams {num_beams} and top_p {top_p}: choose beam search or sampling")
     if top_p is not None and not 0 < top_p <= 1:
@@ -117,3 +116,12 @@ def _check(num_beams: int, top_p: float | None, temperature: float, max_tokens: 
         raise ValueError(f"temperature {temperature}: expected a finite number above 0")
     if top_p is None and temperature != 1:
         raise ValueError(f"temperature {temperature}: only sampling has one; give top_p as well (1.0 samples from all)")
+
+
+def _check_count(name: str, value: int) -> None:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{name} {value!r}: expected a whole number of at least 1")

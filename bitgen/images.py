@@ -49,19 +49,16 @@ def safe_open_image(source: str | Path | bytes | BinaryIO | Image.Image, at_leas
     """`source` (path, bytes, open file or PIL image) as an upright RGB image, at a bounded cost.
 
     First frame of an animation, transparency over white, 16-bit grey scaled to 8. `at_least` lets a JPEG be decoded
-    at a half, quarter or eighth of its size as long as both sides keep that many pixels. Raises `BadImage` for
-    whatever is no complete JPEG, PNG, WebP, GIF or BMP, and for more than 20 MB, 24 megapixels, 12,000 pixels a side
-    or 50:1; sizes are checked from the header, before any pixel is decoded.
+    at a half, quarter or eighth of its size as long as both sides keep that many pixels; a PIL image is its owner's,
+    and keeps its size. Raises `BadImage` for whatever is no complete JPEG, PNG, WebP, GIF or BMP, and for more than
+    20 MB, 24 megapixels, 12,000 pixels a side or 50:1; sizes are checked from the header, before any pixel is decoded.
     """
-    if isinstance(source, Image.Image):
-        name, opened = "image", source
-    else:
-        name, data = _read(source)
-        opened = io.BytesIO(data)
+    ours = not isinstance(source, Image.Image)
+    name, data = _read(source) if ours else ("image", b"")
     try:
-        image = opened if isinstance(source, Image.Image) else Image.open(opened, formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS) if ours else source
         _check_size(*image.size)
-        if at_least is not None:
+        if ours and at_least is not None:
             image.draft(None, (at_least, at_least))
         image.load()
         return _rgb(_upright(image))

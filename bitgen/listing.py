@@ -69,8 +69,8 @@ def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def files_digest(files: Iterable[Path]) -> str:
-    """Fingerprint of files by name, size and time of change."""
-    return digest(*((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    """Fingerprint of files by place, size and time of change: a copy elsewhere may keep all but its place."""
+    return digest(*((file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 def as_captions(value: Any, where: str) -> list[str]:

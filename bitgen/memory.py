@@ -134,8 +134,8 @@ class EpisodicMemory(nn.Module):
         and tells as many apart as there are slots; training goes on from there.
         """
         with torch.autocast(key.device.type, enabled=False):
-            direction = F.normalize(key.float() - self.key_mean, dim=-1, eps=1e-6)
-            return F.normalize(self.addressing(direction).softmax(-1), dim=-1)
+            direction = F.normalize(key.float() - self.key_mean.float(), dim=-1, eps=1e-6)
+            return F.normalize(F.linear(direction, self.addressing.weight.float()).softmax(-1), dim=-1)
 
     def prior(self) -> Belief:
         """The learned prior: P0 (K, K) diagonal, P0 R0 (K, C)."""
@@ -144,7 +144,7 @@ class EpisodicMemory(nn.Module):
 
     def persistent(self) -> Belief:
         """The prior with what the last training steps wrote."""
-        return self.prior() + Belief(self.written_precision, self.written_information)
+        return self.prior() + Belief(self.written_precision.float(), self.written_information.float())
 
     def write(self, belief: Belief, key: Tensor, value: Tensor, weight: Tensor | None = None) -> Belief:
         """The belief after writing pairs key (…, n, D), value (…, n, C); order does not matter."""

@@ -105,7 +105,7 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
             pooled = tokens[:, 0]
         else:
             shares = attention_mask / attention_mask.sum(1, keepdim=True)
-            pooled = (tokens * shares[..., None]).sum(1)
+            pooled = (tokens * shares[..., None]).sum(1).to(tokens.dtype)
         return Encoded(self.fusion_text(tokens), unit(self.itc_text(pooled)))
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
@@ -158,7 +158,8 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
         if reading is None:
             reading = self.memory.read(self.memory.prior(), image.feature)
         described = torch.cat([reading.mean, reading.variance.log()[..., None]], -1)              # (B, D+1)
-        return torch.cat([image.tokens, self.reading_token(described)[:, None].to(image.tokens.dtype)], 1)
+        token = self.reading_token(described.to(self.reading_token.weight.dtype))
+        return torch.cat([image.tokens, token[:, None].to(image.tokens.dtype)], 1)
 
     # Decoder ----------------------------------------------------------------------------------------------
 
@@ -214,8 +215,8 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
         if self.tokenizer is None:
             raise ValueError("this model has no tokenizer; bitgen.load sets it, or assign model.tokenizer")
         limit = self.config.max_tokens - 1
-        if max_tokens is not None and not 1 <= max_tokens <= limit:
-            raise ValueError(f"max_tokens must be between 1 and {limit}, got {max_tokens}")
+        if max_tokens is not None and max_tokens not in range(1, limit + 1):
+            raise ValueError(f"max_tokens must be a whole number between 1 and {limit}, got {max_tokens}")
         image = self.image_tokens(pixel_values)
         state = _DecoderState(self, self._recall(image, belief))
         return generate(state.step, len(pixel_values), bos=self.tokenizer.bos, eos=self.tokenizer.eos,

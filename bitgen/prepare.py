@@ -17,7 +17,7 @@ from bitgen.config import DataConfig
 from bitgen.dataset import Dataset, open_data, sources
 from bitgen.images import BadImage, safe_open_image, to_uint8
 from bitgen.listing import Listing, digest
-from bitgen.tokenizer import clean
+from bitgen.tokenizer import clean, plain
 
 LOOK = 64
 """Side in pixels at which two images that are equal count as one."""
@@ -27,9 +27,10 @@ def check(config: DataConfig) -> dict[str, Any]:
     """Look at every image and caption of a data set; nothing is left out, nothing stops at what is bad.
 
     Gives, for each split under `splits`: `images`, `captions`, `unreadable` {id: reason}, `without_captions` [id],
-    `duplicate_images` [[id, ...]] (equal pictures), `repeated_captions` (texts under more than one image),
-    `captions_per_image` and `words` (least, mean, most); and `in_two_splits` [[id, ...]], pictures that would let
-    training see what is evaluated. Raises `ValueError` for a data set that cannot be opened at all.
+    `same_caption_twice` [id] (training takes it once), `duplicate_images` [[id, ...]] (equal pictures),
+    `repeated_captions` (texts under more than one image), `captions_per_image` and `words` (least, mean, most); and
+    `in_two_splits` [[id, ...]], pictures that would let training see what is evaluated. Raises `ValueError` for a
+    data set that cannot be opened at all.
     """
     pictures: dict[str, dict[str, list[str]]] = defaultdict(dict)
     report: dict[str, Any] = {"root": config.root, "splits": {}}
@@ -48,12 +49,14 @@ def check(config: DataConfig) -> dict[str, Any]:
 def _describe(listing: Listing, looks: list[tuple[str, str]], pictures: list[list[str]]) -> dict[str, Any]:
     """The part of the report on one split; `looks` as `_look` gives them, `pictures` the ids of each picture."""
     captions = [[text for text in texts if clean(text)] for texts in listing.captions]
-    owners = Counter(text for texts in captions for text in {" ".join(text.casefold().split()) for text in texts})
+    owners = Counter(text for texts in captions for text in set(map(plain, texts)))
     return {
         "images": len(listing.image_ids),
         "captions": sum(map(len, captions)),
         "unreadable": {name: reason for name, (_, reason) in zip(listing.image_ids, looks, strict=True) if reason},
         "without_captions": [name for name, texts in zip(listing.image_ids, captions, strict=True) if not texts],
+        "same_caption_twice": [name for name, texts in zip(listing.image_ids, captions, strict=True)
+                               if len(set(map(plain, texts))) < len(texts)],
         "duplicate_images": [names for names in pictures if len(names) > 1],
         "repeated_captions": sum(count > 1 for count in owners.values()),
         "captions_per_image": _range([len(texts) for texts in captions]),
@@ -111,6 +114,7 @@ def _names(found: str | list[str]) -> str:
 
 
 _FINDINGS = {"unreadable": "unreadable images", "without_captions": "images without captions",
+             "same_caption_twice": "images that have a caption twice",
              "duplicate_images": "pictures that come more than once"}
 
 

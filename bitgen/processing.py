@@ -40,8 +40,10 @@ class Processor:
         return inputs
 
     def _pixel_values(self, images: Sequence[Image.Image | str | Path | bytes]) -> torch.Tensor:
-        if isinstance(images, (Image.Image, str, Path, bytes)) or not len(images):
+        if isinstance(images, (Image.Image, str, Path, bytes)):
             raise ValueError(f"images: expected a list of at least one, got {type(images).__name__}; write [image]")
+        if not len(images):
+            raise ValueError("images: an empty list; expected at least one")
         size = self.vision.image_size
         pixels = [to_uint8(safe_open_image(image, at_least=2 * size), size) for image in images]
         return normalise(torch.stack(pixels), self.vision.mean, self.vision.std)

@@ -116,10 +116,9 @@ def recall_at_k(image_features: Tensor, text_features: Tensor, caption_to_image:
 
     `image_features (N, D)`, `text_features (M, D)`, `caption_to_image (M,)` = the image index of each caption.
     Returns flat keys `i2t_r1 … t2i_r10`, `i2t_median_rank`, `t2i_median_rank` and the same with `chance_` in front.
-    Raises `ValueError` as `rank_features` does, and for a k below 1.
+    Raises `ValueError` as `rank_features` does, and for `ks` that are no whole numbers from 1.
     """
-    if not ks or any(k != int(k) or k < 1 for k in ks):
-        raise ValueError(f"ks: expected whole numbers from 1, got {tuple(ks)}")
+    ks = _places(ks)
     i2t, t2i = rank_features(image_features, text_features, caption_to_image)
     return {**i2t.report("i2t", ks), **t2i.report("t2i", ks), **chance(caption_to_image, len(image_features), ks)}
 
@@ -196,7 +195,9 @@ def check_features(features: Tensor, name: str) -> Tensor:
     bad = (~torch.isfinite(features).all(1)).nonzero().flatten()
     if len(bad):
         raise ValueError(f"{name}: {len(bad)} of {len(features)} rows hold NaN or infinity, the first is row {bad[0]}")
-    return F.normalize(features, dim=1)
+    # By a power of two, which rounds nothing: squares of what is very long or short leave the range of float32.
+    exponent = features.abs().amax(1, keepdim=True).frexp().exponent.clamp(-126, 126)
+    return F.normalize(features.ldexp(-exponent), dim=1)
 
 
 def check_captions(caption_to_image: Sequence[int] | Tensor, images: int, captions: int) -> Tensor:
@@ -210,13 +211,26 @@ def check_captions(caption_to_image: Sequence[int] | Tensor, images: int, captio
                          f"got shape {tuple(owner.shape)}")
     if owner.is_floating_point() or owner.dtype == torch.bool:
         raise ValueError(f"caption_to_image: expected whole numbers, got {owner.dtype}")
+    owner = owner.long()  # 256 images do not fit the range of uint8
     wrong = owner[(owner < 0) | (owner >= images)]
     if len(wrong):
         raise ValueError(f"caption_to_image: {wrong[0]} is outside [0, {images}), the indices of the images")
-    bare = (torch.bincount(owner.long(), minlength=images) == 0).nonzero().flatten()
+    bare = (torch.bincount(owner, minlength=images) == 0).nonzero().flatten()
     if len(bare):
         raise ValueError(f"caption_to_image: {len(bare)} of {images} images have no caption, the first is {bare[0]}")
-    return owner.long()
+    return owner
+
+
+def _places(ks: Sequence[int]) -> list[int]:
+    """`ks` as ints, whatever holds them."""
+    try:
+        given = list(ks)
+        whole = [int(k) for k in given]
+    except (TypeError, ValueError, OverflowError):  # no list; no number or NaN; infinity
+        whole = []
+    if not whole or any(k < 1 or k != value for k, value in zip(whole, given)):
+        raise ValueError(f"ks: expected whole numbers from 1, got {ks}")
+    return whole
 
 
 def _cosines(queries: Tensor, keys: Tensor) -> Tensor:

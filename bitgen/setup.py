@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.optim import AdamW, Optimizer
 
 from bitgen.admission import check_extent, check_sizes, check_tokenizer
-from bitgen.config import Config, VisionConfig, from_dict
+from bitgen.config import Config, VisionConfig, from_dict, to_dict
 from bitgen.cooccurrence import token_embedding
 from bitgen.dataset import Dataset
 from bitgen.model import EMBEDDING_STD, BitGen
@@ -23,9 +24,14 @@ from bitgen.tokenizer import Tokenizer
 from bitgen.vision import resolve_tower
 
 GPT2 = "openai-community/gpt2"
-SHAPING = ("hidden_size", "text_layers", "decoder_layers", "num_heads", "intermediate_size", "max_tokens",
-           "fusion_layers", "memory_slots")
-"""Settings of the model that its weights were made for."""
+SHAPING = {
+    "model": ("hidden_size", "text_layers", "decoder_layers", "num_heads", "intermediate_size", "max_tokens",
+              "fusion_layers", "fusion_gates", "memory_slots"),
+    "vision": ("name", "trainable", "image_size", "mean", "std"),  # not `pretrained`, which may be elsewhere by now
+    "loss": ("queue",),
+    "optim": ("muon",),
+}
+"""Settings that weights, queue and optimizer of a checkpoint were made for."""
 
 
 def make_tokenizer(config: Config, data: Dataset, resume_from: Path | None) -> Tokenizer:
@@ -58,7 +64,7 @@ def make_model(config: Config, tokenizer: Tokenizer, captions: Sequence[Sequence
     the `captions` of each training image.
 
     Raises `ValueError` for one that is so large that `bitgen.load` would refuse it after training, and for a checkpoint
-    of a model of other sizes or of another optimizer.
+    of a model of other sizes, another queue or another optimizer.
     """
     weights = None
     config.model.vocab_size = tokenizer.vocab_size
@@ -67,7 +73,7 @@ def make_model(config: Config, tokenizer: Tokenizer, captions: Sequence[Sequence
     else:  # the tower's configuration is in the checkpoint; where it once came from may be gone
         saved = json.loads((resume_from / "run.json").read_text(encoding="utf-8"))
         _check_same(config, saved, resume_from)
-        config.vision = from_dict(VisionConfig, saved["vision"])
+        config.vision = replace(from_dict(VisionConfig, saved["vision"]), patch_dropout=config.vision.patch_dropout)
     check_sizes(config.model, config.vision)
     model = BitGen(config.model, config.vision)
     check_extent(model)
@@ -83,11 +89,16 @@ def make_model(config: Config, tokenizer: Tokenizer, captions: Sequence[Sequence
 
 def _check_same(config: Config, saved: dict, resume_from: Path) -> None:
     """Raise `ValueError` where weights or optimizer of the checkpoint with `saved` settings could not be taken over."""
-    pairs = [(f"model.{name}", saved["model"][name], getattr(config.model, name)) for name in SHAPING]
-    pairs.append(("optim.muon", saved["optim"].get("muon", False), config.optim.muon))  # older runs had no Muon
-    if changed := [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]:
-        raise ValueError(f"cannot resume from {resume_from} with a model of other sizes or another optimizer: "
-                         f"{', '.join(changed)}; leave them as they were, or begin anew in another --output-dir")
+    usual, now = to_dict(Config()), to_dict(config)  # older runs lack what was usual in their time
+    pairs = [(f"{part}.{name}", saved[part].get(name, usual[part][name]), now[part][name])
+             for part, names in SHAPING.items() for name in names]
+    changed = [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
+    old, new = saved["loss"]["momentum"], config.loss.momentum
+    changed += [f"loss.momentum {old} -> {new}"] if bool(old) != bool(new) else []
+    if changed:
+        raise ValueError(f"cannot resume from {resume_from} with a model of other sizes, another queue or another "
+                         f"optimizer: {', '.join(changed)}; leave them as they were, or begin anew in another "
+                         "--output-dir")
 
 
 def make_optimizer(model: BitGen, config: Config) -> Optimizer:

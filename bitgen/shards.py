@@ -63,7 +63,9 @@ def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]]) -> Iterator[t
         for number in range(opened.num_row_groups):
             table = opened.read_row_group(number, columns=[caption, *([f"{image}.path"] if with_path else [])])
             texts = table.column(caption).to_pylist()
-            paths = [row["path"] for row in table.column(image).to_pylist()] if with_path else [None] * len(texts)
+            paths = [None] * len(texts)
+            if with_path:
+                paths = [(row or {}).get("path") for row in table.column(image).to_pylist()]
             for row, (path, text) in enumerate(zip(paths, texts, strict=True)):
                 where = f"{file}: row group {number}, row {row}"
                 yield (path or where, as_captions(text, f"{where}: {caption}"), (len(groups), row))
@@ -146,8 +148,9 @@ def _member_captions(data: bytes, kind: str, where: str) -> list[str]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid {kind} in UTF-8: {str(error)[:200]}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{where}: expected an object with caption or captions, got {str(content)[:80]!r}")
-    return as_captions(content[column(content, CAPTION_COLUMNS, where)], where)
+        raise ValueError(f"{where}: expected an object, got {str(content)[:80]!r}")
+    said = [content[name] for name in CAPTION_COLUMNS if content.get(name) is not None]  # the rest is about the image
+    return as_captions(said[0], where) if said else []
 
 
 class _Spans:

@@ -23,7 +23,8 @@ HUB = "hub://"
 
 
 def hub_splits(config: DataConfig, image_size: int) -> Splits:
-    """The splits of `hub://ORG/NAME`, as calls that stream (the first `config.limit` rows of) them at this size."""
+    """The splits of `hub://ORG/NAME`, as calls that stream them (of training the first `config.limit` rows) at this
+    size."""
     repo = config.root.removeprefix(HUB)
     known = cache_folder(config.cache) / f"{digest(HUB, repo)}.splits.json"
     if not known.is_file():
@@ -31,18 +32,18 @@ def hub_splits(config: DataConfig, image_size: int) -> Splits:
         known.parent.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(names), encoding="utf-8")
     names = json.loads(known.read_text(encoding="utf-8"))
-    return {split: partial(_stream, repo, name, config, image_size)
+    return {split: partial(_stream, repo, name, config.limit if split == "train" else None, config, image_size)
             for name in reversed(names) if (split := split_of(name))}
 
 
-def _stream(repo: str, name: str, config: DataConfig, image_size: int) -> Listing:
-    """The listing of a split, whose images are those of the cache."""
-    cache = PixelCache(cache_folder(config.cache), digest(HUB, repo, name, config.limit), image_size)
+def _stream(repo: str, name: str, limit: int | None, config: DataConfig, image_size: int) -> Listing:
+    """The listing of (the first `limit` rows of) a split, whose images are those of the cache."""
+    cache = PixelCache(cache_folder(config.cache), digest(HUB, repo, name, limit), image_size)
     found = cache.open()
     if found is None:
         image_ids, captions = [], []
-        rows = _grouping(islice(_rows(repo, name), config.limit), image_ids, captions)
-        found = cache.write(rows, config.limit, f"{HUB}{repo} {name}", image_ids=image_ids, captions=captions)
+        rows = _grouping(islice(_rows(repo, name), limit), image_ids, captions)
+        found = cache.write(rows, limit, f"{HUB}{repo} {name}", image_ids=image_ids, captions=captions)
     if found is None:
         raise ValueError(f"{HUB}{repo}: split {name!r} is empty")
     pixels, index = found

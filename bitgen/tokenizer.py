@@ -38,6 +38,11 @@ def clean(text: str) -> str:
     return unicodedata.normalize("NFC", text.translate(_UNWANTED)).strip()
 
 
+def plain(text: str) -> str:
+    """What captions say whatever their case and spacing: where this is equal, they are the same."""
+    return " ".join(text.casefold().split())
+
+
 class Tokenizer:
     """A `tokenizers.Tokenizer` whose one special token begins and ends a caption and pads a batch."""
 

@@ -63,13 +63,19 @@ def csv_file(root, count=12, name="captions.csv", header=("image", "caption")):
 
 
 def tar(root, count=12, name="train-000.tar", kind="txt"):
-    with tarfile.open(root / name, "w") as shard:
-        for i in range(count):
-            text = "\n".join(texts(i)) if kind == "txt" else json.dumps({"captions": texts(i)})
-            for member, data in ((f"dir/{i}.png", jpeg(i)), (f"dir/{i}.{kind}", text.encode())):
-                info = tarfile.TarInfo(member)
-                info.size = len(data)
-                shard.addfile(info, io.BytesIO(data))
+    members = {}
+    for i in range(count):
+        text = "\n".join(texts(i)) if kind == "txt" else json.dumps({"captions": texts(i)})
+        members |= {f"dir/{i}.png": jpeg(i), f"dir/{i}.{kind}": text.encode()}
+    shard(root / name, members)
+
+
+def shard(path, members):
+    with tarfile.open(path, "w") as file:
+        for member, data in members.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
 
 
 def parquet(root, count=12, names=("train.parquet",), with_path=True, start=0):

@@ -270,6 +270,15 @@ def test_perplexity_of_an_untrained_model_is_that_of_guessing(tokenizer):
         assert report[key] == pytest.approx(tokenizer.vocab_size, rel=0.1), key
 
 
+def test_perplexity_with_the_memory_asks_for_no_text_that_was_written(tokenizer):
+    data = Numbers(3)
+    data.captions = [["picture 0 plain", "picture  0 Plain"], ["picture 1"], ["picture 2", "picture 2 seen"]]
+    made = build(BitGen, tokenizer)
+    assert perplexities(*made, data)["perplexity_memory"] > 0
+    data.captions[2][1] = "picture 2"
+    assert "perplexity_memory" not in perplexities(*made, data)
+
+
 def test_perplexity_sees_whether_the_image_helps(tokenizer):
     class Looking(BitGen):
         """Knows the caption where it sees the right picture (its mean is the number), and guesses elsewhere."""

@@ -1,18 +1,20 @@
 """Every layout gives the same items; what is wrong in one is named."""
 
+import csv
 import json
 import os
 
 import pytest
 import torch
-from layouts import SIZE, coco, colour, config, csv_file, karpathy, parquet, tar, texts, write_images
+from layouts import SIZE, coco, colour, config, csv_file, jpeg, karpathy, parquet, shard, tar, texts, write_images
 
-from bitgen.annotations import read_coco
+from bitgen.annotations import read_coco, read_csv
 from bitgen.cache import check_bad
 from bitgen.config import DataConfig
 from bitgen.data import open_data
 from bitgen.dataset import held_out
 from bitgen.images import BadImage, to_uint8
+from bitgen.shards import read_parquet, read_webdataset
 
 LAYOUTS = {"coco": coco, "csv": csv_file, "webdataset": tar, "parquet": parquet,
            "webdataset json": lambda root: tar(root, kind="json"),
@@ -123,6 +125,58 @@ def test_limit_takes_the_first_training_images(tmp_path):
     assert len(open_data(settings, "val", SIZE)) == 12
 
 
+def test_other_files_of_the_same_name_size_and_time_are_other_images(tmp_path):
+    """As of two folders copied with their times: the pixels prepared of one are not the other's."""
+    seen = []
+    for i, root in enumerate((tmp_path / "one", tmp_path / "other")):
+        root.mkdir()
+        shard(root / "train.tar", {f"{j}.{kind}": data for j in range(2) for kind, data in (
+            ("png", jpeg(2 * i + j)), ("txt", f"photo {2 * i + j}".encode()))})
+        os.utime(root / "train.tar", ns=(10**18, 10**18))
+        dataset = open_data(config(root, tmp_path, val_fraction=0.5), "train", SIZE)
+        seen.append((dataset.captions[0][0], tuple(dataset.pixels(0, SIZE)[:, 0, 0].tolist())))
+    assert (tmp_path / "one" / "train.tar").stat().st_size == (tmp_path / "other" / "train.tar").stat().st_size
+    assert seen == [(text, colour(int(text[-1]))) for text, _ in seen] and seen[0] != seen[1]
+
+
+def test_a_caption_that_an_image_has_twice_is_trained_on_once(tmp_path):
+    """As img2dataset writes them: .txt and .json of a sample hold the same."""
+    shard(tmp_path / "train-0.tar", {"0.png": jpeg(0), "0.txt": b"A dog\na cat", "0.json": b'{"caption": "a  Dog "}'})
+    shard(tmp_path / "val-0.tar", {"1.png": jpeg(1), "1.txt": b"a dog\na dog"})
+    settings = config(tmp_path, tmp_path)
+    assert open_data(settings, "train", SIZE).captions == [["A dog", "a cat"]]
+    assert open_data(settings, "val", SIZE).captions == [["a dog", "a dog"]]  # what is evaluated counts as it stands
+
+
+def test_a_json_member_that_says_nothing_of_captions_adds_none(tmp_path):
+    shard(tmp_path / "train-0.tar", {"0.png": jpeg(0), "0.txt": b"a dog", "0.json": b'{"url": "http://x", "width": 12}',
+                                     "1.png": jpeg(1), "1.json": b'{"caption": null}'})
+    listing = read_webdataset([tmp_path / "train-0.tar"])
+    assert listing.captions == [["a dog"], []]
+
+
+def test_a_row_of_parquet_without_an_image_is_one_unreadable_image(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+    images = [{"bytes": jpeg(0), "path": "0.png"}, None]
+    write_table(arrow.table({"image": images, "captions": [texts(0), texts(1)]}), tmp_path / "train.parquet")
+    listing = read_parquet([tmp_path / "train.parquet"])
+    assert listing.captions == [texts(0), texts(1)] and listing.read(0) == jpeg(0)
+    with pytest.raises(BadImage, match="row 1: no image bytes"):
+        listing.read(1)
+
+
+@pytest.mark.parametrize("said, captions", [
+    ('["a dog", "a cat"]', ["a dog", "a cat"]), ('[{"raw": "a dog"}]', ["a dog"]), ("[3]", ["[3]"]),
+    ("[a dog]", ["[a dog]"]), ("[" * 100_000, ["[" * 100_000]), ('["a", null]', ['["a", null]']),
+])
+def test_a_caption_in_brackets_is_a_list_only_where_it_is_one(tmp_path, said, captions):
+    write_images(tmp_path, 1)
+    with open(tmp_path / "train.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), ("0.png", said)])
+    assert read_csv(tmp_path / "train.csv").captions == [captions]
+
+
 def test_validation_images_stay_when_others_come():
     names = [f"{i}.png" for i in range(1000)]
     held = held_out(names, 0.05)
@@ -207,6 +261,7 @@ def test_a_byte_order_mark_and_inner_links_are_fine(tmp_path):
 
 @pytest.mark.parametrize("record, match", [
     ({"filename": "../x.png"}, r"images\[0\]"), ({"filename": 3}, "filename"), ({"split": "later"}, "split"),
+    ({"split": ["train"]}, "split: expected str"),
     ({"sentences": "a dog"}, "sentences"), ({"sentences": [3]}, "sentences"), ({"filepath": "/"}, r"images\[0\]"),
 ])
 def test_bad_karpathy_records_are_named(tmp_path, record, match):

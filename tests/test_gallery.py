@@ -71,3 +71,17 @@ def test_a_folder_is_a_data_set_only_where_it_looks_like_one(tmp_path):
     assert list(find(str(tmp_path), "train", SIDE).captions) == [["a sight"]]
     with pytest.raises(ValueError, match="no such"):
         find(str(tmp_path / "nowhere"), "test", SIDE)
+    with pytest.raises(ValueError, match="no split 'test'; it has train"):
+        find(str(tmp_path), "test", SIDE)
+
+
+@pytest.mark.parametrize("name, content", [("notes.txt", "a day\nby the sea\n"), ("album.json", "[]"),
+                                           ("list.csv", "place,day\nsea,7\n")])
+def test_photos_beside_a_file_of_something_else_are_photos(tmp_path, caplog, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError):
+        find(str(tmp_path), "test", SIDE)
+    (tmp_path / "sea").mkdir()
+    painted("red", "blue").save(tmp_path / "sea" / "a.png")
+    assert find(str(tmp_path), "test", SIDE).ids == ["sea/a.png"]
+    assert "no data set" in caplog.text and name in caplog.text

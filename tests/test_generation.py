@@ -160,6 +160,9 @@ def test_sampling_repeats_with_its_generator_and_only_then():
     ({"temperature": 0.5}, "give top_p"),
     ({"num_beams": 2, "top_p": 0.9}, "beam search or sampling"),
     ({"max_tokens": 0}, "max_tokens 0"),
+    ({"num_beams": 2.0}, "num_beams 2.0: expected a whole number"),
+    ({"num_beams": "3"}, "num_beams '3': expected a whole number"),
+    ({"max_tokens": 2.5}, "max_tokens 2.5: expected a whole number"),
 ])
 def test_bad_settings_are_named(how, named):
     with pytest.raises(ValueError, match=named):

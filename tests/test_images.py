@@ -220,6 +220,11 @@ def test_a_large_jpeg_is_decoded_smaller_where_that_is_enough():
     assert small.size == (128, 128) and near(colours(small), [RED, GREEN, BLUE, WHITE])
 
 
+def test_a_picture_that_somebody_else_opened_stays_as_it_is():
+    image = Image.open(io.BytesIO(encode(quadrants(size=512), "JPEG")))
+    assert safe_open_image(image, at_least=100).size == image.size == (512, 512)
+
+
 def test_mutated_files_never_raise_anything_else():
     draw = random.Random(0)
     files = [GOOD[kind] for kind in ("jpeg", "progressive jpeg", "cmyk jpeg", "png", "palette png", "webp", "bmp",

@@ -1,5 +1,6 @@
 """The model: features, matching, memory, writing captions, saving; and settings that cannot be."""
 
+import copy
 import json
 import socket
 import subprocess
@@ -126,12 +127,37 @@ def test_features_of_constant_inputs_are_finite_with_finite_gradients():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_in_another_precision_does_all_that_it_did(dtype):
+    model, (pixels, ids, mask) = speaking(tiny_model(gates=0.5)), inputs()
+    other = speaking(copy.deepcopy(model).to(dtype))
+    with torch.no_grad():
+        for exact, found in ((model.encode_image(pixels), other.encode_image(pixels.to(dtype))),
+                             (model.encode_text(ids, mask), other.encode_text(ids, mask)),
+                             (model.match(pixels, ids, mask), other.match(pixels.to(dtype), ids, mask))):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
+        belief = other.remember(pixels.to(dtype), ids, mask)
+        assert {x.dtype for x in belief} == {torch.float32}
+        for how in ({}, {"belief": belief}, {"belief": other.memory.persistent()}, {"num_beams": 2}):
+            assert len(other.caption(pixels.to(dtype), **how)) == 6
+        torch.testing.assert_close(other.text_logits(pixels.to(dtype), ids, belief),
+                                   model.text_logits(pixels, ids, belief), atol=0.05, rtol=0)
+
+
 @pytest.mark.parametrize("logit, scale", [(0.0, 1.0), (2.659, 14.28), (30.0, MAX_LOGIT_SCALE)])
 def test_logit_scale_starts_at_one_over_the_temperature_and_stops_at_100(logit, scale):
     model = tiny_model(temperature=0.07)
     assert model.scale().item() == pytest.approx(1 / 0.07, rel=1e-5)
     model.logit_scale.data.fill_(logit)
     assert model.scale().item() == pytest.approx(scale, rel=1e-3)
+
+
+def test_no_images_and_no_captions_give_none():
+    model, parts = speaking(tiny_model()), [x[:0] for x in inputs()]
+    assert model.encode_image(parts[0]).shape == model.encode_text(*parts[1:]).shape == (0, 32)
+    assert len(model.match(*parts)) == 0 and model.caption(parts[0]) == model.caption(parts[0], num_beams=2) == []
+    assert all(torch.equal(*pair) for pair in zip(model.remember(*parts), model.memory.prior()))
 
 
 # Matching -------------------------------------------------------------------------------------------------
@@ -253,7 +279,7 @@ def test_captions_are_words_however_they_are_chosen():
     assert model.caption_ids(pixels, max_tokens=15).shape[1] <= 15                 # as far as positions go
 
 
-@pytest.mark.parametrize("wanted", [-1, 0, 16, 1000])
+@pytest.mark.parametrize("wanted", [-1, 0, 16, 1000, 2.5, "3"])
 def test_more_tokens_than_positions_are_refused(wanted):
     with pytest.raises(ValueError, match=f"between 1 and 15, got {wanted}"):
         speaking(tiny_model()).caption_ids(inputs()[0], max_tokens=wanted)

@@ -15,6 +15,7 @@ def test_check_counts_what_is_wrong(tmp_path):
     content = json.loads((tmp_path / "dataset_small.json").read_text())
     content["images"][8]["sentences"] = []
     content["images"][12]["sentences"] = [{"raw": "Photo  9"}]
+    content["images"][16]["sentences"][1] = {"raw": "photo  16"}
     (tmp_path / "dataset_small.json").write_text(json.dumps(content))
     pictures = tmp_path / "images" / "sub"
     (pictures / "16.png").write_bytes(jpeg(20))
@@ -24,6 +25,7 @@ def test_check_counts_what_is_wrong(tmp_path):
     assert train["images"] == 20 and train["captions"] == 37
     assert list(train["unreadable"]) == ["sub/4.png"] and train["without_captions"] == ["sub/8.png"]
     assert train["duplicate_images"] == [["sub/16.png", "sub/20.png"]] and train["repeated_captions"] == 1
+    assert train["same_caption_twice"] == ["sub/16.png"]
     assert train["captions_per_image"] == {"min": 0, "mean": 1.85, "max": 2}
     assert report["in_two_splits"] == [["train: sub/1.png", "val: sub/2.png"]]
     assert report["splits"]["val"]["unreadable"] == {}

@@ -56,6 +56,11 @@ def test_a_list_is_asked_for(processor, inputs):
         processor(**inputs)
 
 
+def test_an_empty_list_of_images_is_called_so(processor):
+    with pytest.raises(ValueError, match="images: an empty list"):
+        processor(images=[])
+
+
 def test_unreadable_images_are_named(processor, tmp_path):
     with pytest.raises(BadImage, match="missing.png"):
         processor(images=[tmp_path / "missing.png"])

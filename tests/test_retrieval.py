@@ -174,6 +174,35 @@ def test_arrays_of_numpy_are_features_too():
     assert recall_at_k(images.numpy(), texts.numpy(), owner.numpy()) == recall_at_k(images, texts, owner)
 
 
+def test_indices_of_images_come_in_any_whole_type():
+    images, texts, owner = gallery([1] * 256)
+    assert recall_at_k(images, texts, owner.to(torch.uint8)) == recall_at_k(images, texts, owner)
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e36, 1e-20, 1e-38, 2.0**-140])
+def test_the_length_of_features_does_not_matter(scale):
+    images, texts, owner = gallery([2] * 20)
+    found = recall_at_k(images.round() * scale, (9 * texts).round() * scale, owner)
+    assert found == recall_at_k(images.round(), (9 * texts).round(), owner) and found["t2i_r1"] > 0.2
+
+
+def test_features_of_usual_length_are_the_same_to_the_bit():
+    images = gallery([1] * 50)[0] * torch.logspace(-3, 3, 50)[:, None]
+    images[0] = 0
+    assert torch.equal(retrieval.check_features(images, "images"), torch.nn.functional.normalize(images, dim=1))
+
+
+@pytest.mark.parametrize("ks", [(1.0, 5), torch.tensor([1, 5]), torch.tensor([1, 5]).numpy(), [1, 5]])
+def test_whole_numbers_come_in_any_type(ks):
+    assert recall_at_k(*gallery([1] * 9), ks=ks) == recall_at_k(*gallery([1] * 9), ks=(1, 5))
+
+
+@pytest.mark.parametrize("ks", [5, None, (), (math.nan,), (math.inf,), (1.5,), ("1",), (None,), torch.tensor(3)])
+def test_what_is_no_list_of_whole_numbers_is_refused(ks):
+    with pytest.raises(ValueError, match="ks: expected whole numbers from 1, got"):
+        recall_at_k(*gallery([1] * 4), ks=ks)
+
+
 def test_bad_k_and_bad_scores_are_named():
     with pytest.raises(ValueError, match="ks: .*0"):
         recall_at_k(*gallery([1] * 4), ks=(0, 1))

@@ -46,10 +46,24 @@ def test_other_threads_are_allowed_and_said(run, capsys):  # noqa: F811
 
 
 @pytest.mark.parametrize("change, told", [(["--model.memory-slots", "8"], "model.memory_slots 32 -> 8"),
-                                          (["--optim.muon", "False"], "optim.muon True -> False")])
+                                          (["--optim.muon", "False"], "optim.muon True -> False"),
+                                          (["--model.fusion-gates", "False"], "model.fusion_gates True -> False"),
+                                          (["--vision.trainable", "1"], "vision.trainable all -> 1"),
+                                          (["--vision.image-size", "40"], "vision.image_size 32 -> 40"),
+                                          (["--loss.queue", "0"], "loss.queue 64 -> 0"),
+                                          (["--loss.queue", "32"], "loss.queue 64 -> 32"),
+                                          (["--loss.momentum", "0"], "loss.momentum .* -> 0.0")])
 def test_another_size_or_optimizer_is_the_settings_fault_not_the_checkpoints(run, change, told):  # noqa: F811
+    before = (run / "run.json").read_bytes()
     with pytest.raises(ValueError, match=f"cannot resume .* or another optimizer: {told}; leave"):
-        Trainer(config(run, "--resume", "auto", *change))
+        Trainer(config(run, "--resume", "auto", *change)).fit()
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_patches_are_hidden_as_the_resumed_run_is_told(run):  # noqa: F811
+    trainer = Trainer(config(run, "--resume", "auto", "--vision.patch-dropout", "0.5", "--loss.momentum", "0.9"))
+    assert trainer.config.vision.patch_dropout == trainer.model.vision.patch_dropout == 0.5
+    assert trainer.model.vision_config.tower and trainer.model.vision_config.name == "dinov2-nano"
 
 
 @pytest.mark.parametrize("spoil, reason", [

@@ -47,6 +47,15 @@ def test_hub_data_are_streamed_once(tmp_path, monkeypatch):
     assert open_data(settings, "train", SIZE).image_ids == train.image_ids
 
 
+def test_limit_is_of_training_images_alone(tmp_path, monkeypatch):
+    fake = types.SimpleNamespace(get_dataset_split_names=lambda repo: ["train", "val", "test"],
+                                 load_dataset=lambda repo, split, streaming: FakeStream(20),
+                                 Image=lambda decode: "undecoded")
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    settings = config("hub://someone/photos", tmp_path, limit=6, max_bad_fraction=0.1)
+    assert [len(open_data(settings, split, SIZE)) for split in ("train", "val", "test")] == [3, 20, 20]  # of six rows
+
+
 def test_without_the_datasets_package_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install"):

@@ -172,6 +172,11 @@ def test_validation_looks_for_a_leak_of_the_decoder(run):
     assert row["val_text_dealt"] > row["val_text_dealt_chance"] > 0
 
 
+def test_evaluate_refuses_a_number_of_candidates_before_it_loads_anything(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path / "nowhere"), "--rerank", "-1"]) == 65
+    assert "rerank must be at least 0, got -1" in capsys.readouterr().err
+
+
 def test_two_seeds_differ_and_one_seed_repeats(run, tmp_path):
     again, other = tmp_path / "again", tmp_path / "other"
     Trainer(config(again, "--optim.max-steps", "2", "--save-every", "2")).fit()
@@ -410,14 +415,14 @@ def test_settings_on_the_command_line_win_over_presets_and_presets_over_defaults
 
 
 def test_evaluation_of_a_run_writes_flat_numbers_and_a_picture(run, tmp_path, capsys):
-    result = tmp_path / "out" / "test.json"
+    result, drawn = tmp_path / "out" / "test.json", tmp_path / "new" / "picture.png"
     assert main(["evaluate", str(run), "--data", "scenes", "--split", "val", "--rerank", "4", "--json", str(result),
-                 "--picture", str(tmp_path / "picture.png")]) == 0
+                 "--picture", str(drawn)]) == 0
     report = json.loads(result.read_text())
     assert report["images"] == 100 and report["captions"] == 500
     assert report["t2i_r1"] < 0.2 and report["chance_t2i_r1"] == pytest.approx(1 / 100)
     assert {"i2t_median_rank", "rerank_t2i_r10", "chance_i2t_r5", "caption_attributes"} <= report.keys()
-    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert drawn.stat().st_size > 10_000
     assert "chance" in capsys.readouterr().out
 
 
