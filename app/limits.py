@@ -13,9 +13,9 @@ LABELS = 50
 FILE_SIZE = 20_000_000
 """One uploaded file."""
 FILES = 200
-"""Files of one upload."""
+"""Files that a session may upload, in one go or several."""
 UPLOAD_BYTES = 500_000_000
-"""All files of one upload together."""
+"""All of them together, and one request that brings some."""
 BODY_BYTES = 60_000_000
 """Any other request; a picture of 20 MB takes 27 MB as base64."""
 TEMPORARY_BYTES = 2_000_000_000
