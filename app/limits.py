@@ -26,6 +26,10 @@ UPLOAD_SECONDS = 3600
 """How long an uploaded gallery is kept after it was last used."""
 QUEUE = 64
 """Requests that wait; the next is refused."""
+ANSWERS = 2
+"""Answers that are computed at a time, over all visitors."""
+WAITING = 6
+"""Answers beside them that may wait for a model or a gallery to be loaded; the next is refused."""
 SESSIONS = 1000
 """Sessions whose state is kept."""
 CLOSED_SECONDS = 600

@@ -11,6 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,18 @@ class Loaded(NamedTuple):
     processor: Processor
 
 
+ANSWERING: ContextVar[bool] = ContextVar("ANSWERING", default=False)
+"""Whether this thread answers a visitor, others waiting for its place: then nothing is loaded in it."""
+
+
+class Absent(Exception):
+    """What an answer needs is not in memory. `load()` brings it there, and raises what loading raises."""
+
+    def __init__(self, load: Callable):
+        super().__init__("not in memory")
+        self.load = load
+
+
 class Recent:
     """The `keep` things last asked for, made by `make(key)` when they are not there; safe for threads.
 
@@ -72,10 +85,14 @@ class Recent:
         return len(self._there)
 
     def get(self, key: Hashable, *how):
-        """The thing of `key`; `how` goes to `make` where it has to be made. Raises what `make` raises."""
+        """The thing of `key`; `how` goes to `make` where it has to be made. Raises what `make` raises, and `Absent`
+        where it is not there and this thread is `ANSWERING`.
+        """
         found = self._find(key)
         if found is not None:
             return found
+        if ANSWERING.get():
+            raise Absent(lambda: self.get(key, *how))
         with self._making:
             found = self._find(key)
             if found is None:
