@@ -28,6 +28,8 @@ QUEUE = 64
 """Requests that wait; the next is refused."""
 ANSWERS = 2
 """Answers that are computed at a time, over all visitors."""
+ANSWER_SECONDS = 60
+"""How long an answer may take from when it has its turn, a load that it waits for included."""
 WAITING = 6
 """Answers beside them that may wait for a model or a gallery to be loaded; the next is refused."""
 SESSIONS = 1000

@@ -15,6 +15,7 @@ pytest.importorskip("faiss")
 import bitgen
 from app import bench as bench_module
 from app import limits, models
+from app import search as search_module
 from app.main import launch
 
 ASKED = ("images", 12, -1, "", [], False, False)  # as the page has them at first: what to find, how many …
@@ -90,3 +91,33 @@ def test_what_others_put_out_of_memory_is_loaded_again(demo):
 
 def test_a_model_that_cannot_be_loaded_is_an_answer(demo):
     assert "no model here" in ask(demo, checkpoint="checkpoint-8")
+
+
+def test_an_answer_that_takes_too_long_is_given_up_and_its_place_is_free(demo, monkeypatch):
+    go_on, search = threading.Event(), search_module.search
+
+    def slow(bench, view, query, wish):
+        assert query.words != "slow" or go_on.wait(100)
+        return search(bench, view, query, wish)
+
+    ask(demo)  # all is in memory
+    monkeypatch.setattr(search_module, "search", slow)
+    monkeypatch.setattr(limits, "ANSWER_SECONDS", 1)
+    with ThreadPoolExecutor(limits.ANSWERS) as pool:
+        said = list(pool.map(lambda _: ask(demo, "slow"), range(limits.ANSWERS)))
+    assert all("longer than 1 s and was given up" in why for why in said)
+    monkeypatch.setattr(limits, "ANSWER_SECONDS", 100)
+    try:
+        assert not go_on.is_set() and len(ask(demo)) == 12
+    finally:
+        go_on.set()
+
+
+def test_a_load_that_takes_too_long_goes_on_while_who_waits_is_told(demo, stuck, monkeypatch):
+    _, go_on = stuck
+    ask(demo)
+    monkeypatch.setattr(limits, "ANSWER_SECONDS", 1)
+    assert "longer than 1 s" in ask(demo, checkpoint="checkpoint-7")
+    monkeypatch.setattr(limits, "ANSWER_SECONDS", 100)
+    go_on.set()
+    assert len(ask(demo, checkpoint="checkpoint-7")) == 12

@@ -1,7 +1,9 @@
-"""How events are answered: a few at a time, and none in the way of a load.
+"""How events are answered: a few at a time, none in the way of a load, and none for longer than its time.
 
 gradio gives an event its place until its callback returns, whatever it waits for. So it lets in more events than are
-computed at a time, and who has to wait for a model or a gallery gives the place to compute to another meanwhile.
+computed at a time, and who has to wait for a model or a gallery gives the place to compute to another meanwhile. It
+(6.31) has no deadline either, but for streams. Here who has waited too long is told, and the place is free; the thread
+ends when its work does, for Python can stop none.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 
+import anyio
 import gradio as gr
 from anyio import to_thread
 
@@ -17,6 +20,7 @@ from app import limits
 from app.models import ANSWERING, Absent
 from app.pages import FAILED, plain
 
+LATE = "This took longer than {} s and was given up. What is loaded for it goes on being loaded: ask again later."
 BUSY = "Models or galleries of other visitors are being loaded: ask again in a moment."
 
 
@@ -31,19 +35,24 @@ class Answers:
         """`callback` as gradio is to call it. It is called once more when what was not in memory has been loaded."""
         @functools.wraps(callback)
         async def answer(*args, **kwargs):
-            while True:
-                try:
-                    async with self._computing:
-                        return await to_thread.run_sync(_answering, functools.partial(callback, *args, **kwargs))
-                except Absent as absent:
-                    await self._load(absent)
+            with anyio.move_on_after(limits.ANSWER_SECONDS):
+                return await self._compute(functools.partial(callback, *args, **kwargs))
+            raise gr.Error(LATE.format(limits.ANSWER_SECONDS), title=FAILED, print_exception=False)
         return answer
+
+    async def _compute(self, callback: Callable):
+        while True:
+            try:
+                async with self._computing:
+                    return await to_thread.run_sync(_answering, callback, abandon_on_cancel=True)
+            except Absent as absent:
+                await self._load(absent)
 
     async def _load(self, absent: Absent) -> None:
         if self._loading.locked():
             raise gr.Error(BUSY, title=FAILED, print_exception=False)
         async with self._loading:
-            await to_thread.run_sync(plain(absent.load))
+            await to_thread.run_sync(plain(absent.load), abandon_on_cancel=True)
 
 
 def _answering(callback: Callable):
