@@ -120,7 +120,7 @@ def open_gallery(source: Pictures, loaded: Loaded, folder: Path, progress: Progr
 
     Raises `ValueError` where no picture can be read.
     """
-    encoder = Encoder(*loaded)
+    encoder = Encoder(loaded.model, loaded.processor)
     name = hashlib.blake2b(f"{source.name} {encoder.fingerprint}".encode(), digest_size=12).hexdigest()
     index = Index.build(folder / name, source, encoder,
                         progress=lambda done, total: progress(done / total, f"Encoding {total:,} pictures"))

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from app import facts
+from app.facts import Fact
 from bitgen.download import Commit
 from bitgen.hub import load
 from bitgen.model import BitGen
@@ -55,6 +57,8 @@ class Loaded(NamedTuple):
 
     model: BitGen
     processor: Processor
+    facts: tuple[Fact, ...] = ()
+    """What its memory was told before it was saved (`app.saved`)."""
 
 
 ANSWERING: ContextVar[bool] = ContextVar("ANSWERING", default=False)
@@ -154,7 +158,9 @@ class Models:
 
     @staticmethod
     def _load(choice: Choice) -> Loaded:
-        return Loaded(*load(choice.source, checkpoint=choice.checkpoint, revision=choice.revision))
+        model, processor = load(choice.source, checkpoint=choice.checkpoint, revision=choice.revision)
+        folder = Path(choice.source, choice.checkpoint or "")  # of a Hub id there is none
+        return Loaded(model, processor, facts.read(folder, model.config.hidden_size) if model.memory else ())
 
 
 def find_runs(folder: str | Path = "runs") -> list[str]:

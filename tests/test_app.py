@@ -293,7 +293,7 @@ def test_every_way_captions_a_picture(bench, place):
 def test_scores_are_those_of_the_model(bench, place):
     file, texts = str(place / "gallery/scene-00.png"), ["a red ring", "a blue square", "a green star"]
     found = {score.text: score for score in caption.scores(bench, bench.start, file, texts)}
-    model, processor = bench.model(bench.start)
+    model, processor, _ = bench.model(bench.start)
     image = processor(images=[file])["pixel_values"]
     words = processor(text=texts)
     cosines = model.encode_text(**words) @ model.encode_image(image)[0]
