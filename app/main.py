@@ -88,7 +88,7 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
         view.change(lambda view: (gr.Markdown(visible=view is None), gr.Tabs(visible=view is not None)),
                     view, [empty, tabs], show_progress="hidden", **ASK)
         api.build(bench)
-    answers = Answers()
+    answers = Answers(demo)
     for event in demo.fns.values():
         if event.concurrency_id == ASK["concurrency_id"]:
             event.fn = answers.answered(event.fn)

@@ -15,8 +15,9 @@ from app import limits
 from app.bench import Bench
 from app.gallery import Gallery, Progress
 
-ASK = {"concurrency_id": "ask", "concurrency_limit": limits.ANSWERS + limits.WAITING, "api_visibility": "private"}
-"""For events that answer at once: how many at a time stands in `app.pages.answers`."""
+ASK = {"concurrency_id": "ask", "concurrency_limit": limits.ANSWERS, "api_visibility": "private"}
+"""For events that answer at once, over all visitors; `app.pages.answers` says what they do where something has to be
+loaded first."""
 LOAD = {"concurrency_id": "load", "concurrency_limit": 1, "api_visibility": "private"}
 """For events that load a model or encode a gallery: a queue of their own, so that nobody else waits for them."""
 FAILED = "That did not work"

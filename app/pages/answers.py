@@ -1,9 +1,9 @@
 """How events are answered: a few at a time, none in the way of a load, and none for longer than its time.
 
-gradio gives an event its place until its callback returns, whatever it waits for. So it lets in more events than are
-computed at a time, and who has to wait for a model or a gallery gives the place to compute to another meanwhile. It
-(6.31) has no deadline either, but for streams. Here who has waited too long is told, and the place is free; the thread
-ends when its work does, for Python can stop none.
+gradio (6.31) gives an event its place until its callback returns, whatever it waits for. Here who has to wait for a
+model or a gallery makes room for another event meanwhile, and no sooner: an event that is let in reads the session's
+state at once, before those that it follows have changed it. gradio has no deadline either, but for streams. Here who
+has waited too long is told, and the place is free; the thread ends when its work does, for Python can stop none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from anyio import to_thread
 
 from app import limits
 from app.models import ANSWERING, Absent
-from app.pages import FAILED, plain
+from app.pages import ASK, FAILED, plain
 
 LATE = "This took longer than {} s and was given up. What is loaded for it goes on being loaded: ask again later."
 BUSY = "Models or galleries of other visitors are being loaded: ask again in a moment."
@@ -27,9 +27,8 @@ BUSY = "Models or galleries of other visitors are being loaded: ask again in a m
 class Answers:
     """The places of one app, shared by all its visitors."""
 
-    def __init__(self):
-        self._computing = asyncio.Semaphore(limits.ANSWERS)
-        self._loading = asyncio.Semaphore(limits.WAITING)
+    def __init__(self, demo: gr.Blocks):
+        self._demo, self._loading = demo, asyncio.Semaphore(limits.WAITING)
 
     def answered(self, callback: Callable) -> Callable:
         """`callback` as gradio is to call it. It is called once more when what was not in memory has been loaded."""
@@ -43,16 +42,20 @@ class Answers:
     async def _compute(self, callback: Callable):
         while True:
             try:
-                async with self._computing:
-                    return await to_thread.run_sync(_answering, callback, abandon_on_cancel=True)
+                return await to_thread.run_sync(_answering, callback, abandon_on_cancel=True)
             except Absent as absent:
                 await self._load(absent)
 
     async def _load(self, absent: Absent) -> None:
         if self._loading.locked():
             raise gr.Error(BUSY, title=FAILED, print_exception=False)
+        places = self._demo._queue.event_queue_per_concurrency_id[ASK["concurrency_id"]]
         async with self._loading:
-            await to_thread.run_sync(plain(absent.load), abandon_on_cancel=True)
+            places.current_concurrency -= 1  # not its limit, which every request sets again
+            try:
+                await to_thread.run_sync(plain(absent.load), abandon_on_cancel=True)
+            finally:
+                places.current_concurrency += 1
 
 
 def _answering(callback: Callable):
