@@ -76,9 +76,9 @@ def endpoints(bench: Bench) -> list:
         """Write facts into the memory, images (base64) with words, and read it. Nothing stays on the server: a program
         that goes on sends its earlier facts along.
 
-        Returns `facts`: of each its words, its rank among them when its image is shown alone, and how unsure the memory
-        was before and is now (variance). With `ask`, another image, also `before` and `after`: its caption, variance
-        and what it brings to mind.
+        Returns `facts`, those saved with the model first: of each its words, its rank among them when its image is
+        shown alone, and how unsure the memory was before any was written and is now (variance). With `ask`, another
+        image, also `before` and `after` these images: its caption, variance and what it brings to mind.
         """
         if len(images) != len(words):
             raise ValueError(f"{len(images)} images and {len(words)} words: give as many of both")

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -119,7 +120,7 @@ def open_gallery(source: Pictures, loaded: Loaded, folder: Path, progress: Progr
 
     Raises `ValueError` where no picture can be read.
     """
-    encoder = Encoder(*loaded)
+    encoder = Encoder(loaded.model, loaded.processor)
     name = hashlib.blake2b(f"{source.name} {encoder.fingerprint}".encode(), digest_size=12).hexdigest()
     index = Index.build(folder / name, source, encoder,
                         progress=lambda done, total: progress(done / total, f"Encoding {total:,} pictures"))
@@ -161,6 +162,24 @@ def _tags(scene: dict) -> list[str]:
     return sorted(tags | {f"objects: {len(scene['objects'])}", f"background: {scene['background']}"})
 
 
+class Brought(NamedTuple):
+    """What a session has uploaded so far, kept or not."""
+
+    files: int = 0
+    size: int = 0
+    """Bytes."""
+
+    def more(self, files: Sequence[str | Path]) -> Brought:
+        """With some more files. Raises `ValueError` where a session may not bring as many, and says what is left."""
+        count, size = len(files), sum(Path(file).stat().st_size for file in files)
+        most, room = limits.FILES, limits.UPLOAD_BYTES
+        if self.files + count > most or self.size + size > room:
+            raise ValueError(f"{count} files of {size / 1e6:.0f} MB: a session may upload {most} files of "
+                             f"{room / 1e6:.0f} MB in all, and {most - self.files} of {(room - self.size) / 1e6:.0f} "
+                             "MB are left")
+        return Brought(self.files + count, self.size + size)
+
+
 class Uploads:
     """Pictures that visitors brought, each upload under a key that nobody can guess; bounded in number and time."""
 
@@ -174,12 +193,8 @@ class Uploads:
     def add(self, files: Sequence[str], loaded: Loaded, progress: Progress = silent) -> tuple[str, list[str]]:
         """The key of a new gallery and, for each file that was left out, its name with the reason.
 
-        Raises `ValueError` for too many files or bytes, and where no file can be used.
+        How many files a session may bring is counted by `Brought`. Raises `ValueError` where no file can be used.
         """
-        if len(files) > limits.FILES:
-            raise ValueError(f"{len(files)} files; at most {limits.FILES} at a time")
-        if sum(Path(file).stat().st_size for file in files) > limits.UPLOAD_BYTES:
-            raise ValueError(f"more than {limits.UPLOAD_BYTES // 10**6} MB in one upload")
         key = f"upload-{secrets.token_hex(16)}"
         source = dataclasses.replace(of_files(files), name=key)
         try:

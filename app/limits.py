@@ -13,9 +13,9 @@ LABELS = 50
 FILE_SIZE = 20_000_000
 """One uploaded file."""
 FILES = 200
-"""Files of one upload."""
+"""Files that a session may upload, in one go or several."""
 UPLOAD_BYTES = 500_000_000
-"""All files of one upload together."""
+"""All of them together, and one request that brings some."""
 BODY_BYTES = 60_000_000
 """Any other request; a picture of 20 MB takes 27 MB as base64."""
 TEMPORARY_BYTES = 2_000_000_000
@@ -26,6 +26,12 @@ UPLOAD_SECONDS = 3600
 """How long an uploaded gallery is kept after it was last used."""
 QUEUE = 64
 """Requests that wait; the next is refused."""
+ANSWERS = 2
+"""Answers that are computed at a time, over all visitors."""
+ANSWER_SECONDS = 60
+"""How long an answer may take from when it has its turn, a load that it waits for included."""
+WAITING = 6
+"""Answers beside them that may wait for a model or a gallery to be loaded; the next is refused."""
 SESSIONS = 1000
 """Sessions whose state is kept."""
 CLOSED_SECONDS = 600

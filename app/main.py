@@ -9,8 +9,10 @@ How a tab is added
    Tests call them directly (`tests/test_app.py`).
 2. `app/pages/<tab>.py`: `TITLE`, `ID` and `build(shell)`, which lays out components and wires events; it runs inside
    the `gr.Tab`. Events: `event(plain(function), inputs, outputs, **ASK)`, or `**LOAD` with `progress=gr.Progress()` for
-   what takes seconds. `plain` shows `ValueError`s as text. `shell.view.change(...)` fills the tab when the page opens
-   and when another checkpoint or gallery was chosen; what is expensive waits for the tab's own `select`.
+   what takes seconds. `plain` shows `ValueError`s as text. A callback of `ASK` is called once more where a model or
+   gallery that it asked `bench` for had to be loaded first: it changes nothing before that. `shell.view.change(...)`
+   fills the tab when the page opens and when another checkpoint or gallery was chosen; what is expensive waits for the
+   tab's own `select`.
 3. The module's place in `PAGES` below.
 
 Nothing a visitor typed goes into `gr.HTML` or `gr.Markdown` unless `html.escape`d; lists of it are a `gr.Dataframe` or
@@ -36,6 +38,7 @@ from app import api, limits, saved
 from app.bench import Bench
 from app.guard import Events, Guard
 from app.pages import ASK, LOAD, Shell, caption, choose, compare, map, memory, plain, search, training, watched
+from app.pages.answers import Answers
 from app.sessions import lean
 from app.theme import CSS, theme
 
@@ -85,6 +88,10 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
         view.change(lambda view: (gr.Markdown(visible=view is None), gr.Tabs(visible=view is not None)),
                     view, [empty, tabs], show_progress="hidden", **ASK)
         api.build(bench)
+    answers = Answers(demo)
+    for event in demo.fns.values():
+        if event.concurrency_id == ASK["concurrency_id"]:
+            event.fn = answers.answered(event.fn)
     demo.default_config.fns = Events(demo.fns)
     demo.queue(max_size=limits.QUEUE, default_concurrency_limit=2, api_open=False)
     return demo

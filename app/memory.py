@@ -1,8 +1,9 @@
 """The Memory tab's callbacks: write facts, read them back, forget and undo. No gradio; the slots are in `app.slots`.
 
 What a visitor writes is a list of facts in the visitor's own session (`Edits`); the model that all visitors share is
-only read. The memory of a session is its prior with the session's facts written one after the other: so what is
-forgotten or undone leaves no trace, to the bit. D width, n facts or pictures.
+only read. A session starts with the facts that were saved with the model, none for one that was only trained. Its
+memory is the prior with its facts written one after the other: so what is forgotten or undone leaves no trace, to the
+bit. D width, n facts or pictures.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from app import limits
 from app.bench import Bench, kept
+from app.facts import Fact
 from app.models import Choice, Loaded, View
 from bitgen.memory import Belief
 from bitgen.model import BitGen
@@ -32,18 +34,6 @@ WORDS = 300
 """Characters of a fact's words."""
 KNOWN = 200  # pictures of the gallery that tell what a slot stands for
 BATCH = 50
-
-
-class Fact(NamedTuple):
-    """A picture with words, as it is written."""
-
-    text: str
-    key: Tensor
-    """(D,), between picture and words as far as they agree, else the picture's."""
-    image: Tensor
-    """(D,), the picture's feature alone: what it is read back with."""
-    value: Tensor
-    """(D,)."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +71,16 @@ class Told(NamedTuple):
 # Editing --------------------------------------------------------------------------------------------------
 
 
-def of(view: View | None, edits: Edits) -> Edits:
-    """The edits as far as they belong to the checkpoint of this view: another one starts with none."""
-    return edits if view is not None and edits.choice == view.choice else Edits(view.choice if view else None)
+def of(bench: Bench, view: View | None, edits: Edits) -> Edits:
+    """The edits as far as they belong to the checkpoint of this view: another one starts with its saved facts."""
+    if view is None:
+        return Edits()
+    return edits if edits.choice == view.choice else Edits(view.choice, bench.model(view).facts)
+
+
+def saved_of(edits: Edits) -> int:
+    """How many of the facts were saved with the model."""
+    return sum(fact.saved for fact in edits.facts)
 
 
 def write(bench: Bench, view: View, edits: Edits, file: str | Image.Image | None, text: str) -> Edits:
@@ -91,7 +88,7 @@ def write(bench: Bench, view: View, edits: Edits, file: str | Image.Image | None
 
     Raises `ValueError` for a missing picture, no or too many words, a full session, and numbers that are not finite.
     """
-    loaded, edits, text = with_memory(bench, view), of(view, edits), limits.text(text, "words")
+    loaded, edits, text = with_memory(bench, view), of(bench, view, edits), limits.text(text, "words")
     if not file:
         raise ValueError("give the picture that the words are about")
     if not text:
@@ -106,9 +103,9 @@ def write(bench: Bench, view: View, edits: Edits, file: str | Image.Image | None
     return edits.then((*edits.facts, Fact(text, key, image, value)))
 
 
-def forget(view: View, edits: Edits, number: int) -> Edits:
+def forget(bench: Bench, view: View, edits: Edits, number: int) -> Edits:
     """The edits without fact `number`, counted from 1. Raises `ValueError` where there is no such fact."""
-    edits = of(view, edits)
+    edits = of(bench, view, edits)
     if not edits.facts:
         raise ValueError("nothing is written, so nothing can be forgotten")
     if number is None:
@@ -117,9 +114,9 @@ def forget(view: View, edits: Edits, number: int) -> Edits:
     return edits.then(edits.facts[:place] + edits.facts[place + 1:])
 
 
-def undo(view: View, edits: Edits) -> Edits:
+def undo(bench: Bench, view: View, edits: Edits) -> Edits:
     """The edits before the last step. Raises `ValueError` where there was none."""
-    edits = of(view, edits)
+    edits = of(bench, view, edits)
     if not edits.past:
         raise ValueError("there is nothing to undo")
     return replace(edits, facts=edits.past[-1], past=edits.past[:-1])
@@ -140,15 +137,19 @@ def belief(model: BitGen, edits: Edits) -> Belief:
 @torch.no_grad()
 def tell(bench: Bench, view: View, edits: Edits, file: str | Image.Image | None,
          top: int = 5) -> tuple[Told, Told]:
-    """What the model makes of a picture before and after this session's edits. Raises `ValueError` for no picture."""
-    loaded, edits = with_memory(bench, view), of(view, edits)
+    """What the model makes of a picture before and after this session's edits, with saved facts in both.
+
+    Raises `ValueError` for no picture.
+    """
+    loaded, edits = with_memory(bench, view), of(bench, view, edits)
     if not file:
         raise ValueError("give a picture to ask about")
     pixels = loaded.processor(images=[file])["pixel_values"]
     known, model = known_of(bench, view), loaded.model
     feature = model.encode_image(pixels)
     sides = []
-    for state, facts in ((model.memory.prior(), ()), (belief(model, edits), edits.facts)):
+    for facts in (loaded.facts, edits.facts):
+        state = belief(model, Edits(facts=facts))
         reading = model.memory.read(state, feature)
         sides.append(Told(model.caption(pixels, belief=state)[0], float(reading.variance[0]),
                           _nearest(reading.mean, facts, known, top)))
@@ -157,8 +158,10 @@ def tell(bench: Bench, view: View, edits: Edits, file: str | Image.Image | None,
 
 @torch.no_grad()
 def read_back(bench: Bench, view: View, edits: Edits) -> list[tuple[str, int, float, float]]:
-    """Each fact read with its picture alone: (words, its rank among the facts, variance before, variance now)."""
-    model, edits = with_memory(bench, view).model, of(view, edits)
+    """Each fact read with its picture alone: (words, its rank among the facts, variance before any was written,
+    variance now).
+    """
+    model, edits = with_memory(bench, view).model, of(bench, view, edits)
     if not edits.facts:
         return []
     images, values = (torch.stack([getattr(fact, name) for fact in edits.facts]) for name in ("image", "value"))
@@ -171,14 +174,15 @@ def read_back(bench: Bench, view: View, edits: Edits) -> list[tuple[str, int, fl
     return [(fact.text, *row) for fact, *row in rows]
 
 
-def summary(rows: list[tuple[str, int, float, float]]) -> str:
-    """One line about what `read_back` found."""
+def summary(rows: list[tuple[str, int, float, float]], saved: int = 0) -> str:
+    """One line about what `read_back` found; saved: how many of the facts were saved with the model."""
     if not rows:
         return "Nothing is written in this session: what you see is the model's prior."
     first = sum(row[1] == 1 for row in rows)
     back = "1 comes back first when its picture is shown" if first == 1 else \
         f"{first} come back first when their pictures are shown"
-    return (f"{len(rows)} written, {back} (by chance 1 would) · "
+    kept = f"{saved} of them saved with the model, " if saved else ""
+    return (f"{len(rows)} written, {kept}{back} (by chance 1 would) · "
             f"unsure {np.mean([row[3] for row in rows]):.3f} now, {np.mean([row[2] for row in rows]):.3f} before")
 
 

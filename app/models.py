@@ -11,10 +11,13 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from app import facts
+from app.facts import Fact
 from bitgen.download import Commit
 from bitgen.hub import load
 from bitgen.model import BitGen
@@ -54,6 +57,20 @@ class Loaded(NamedTuple):
 
     model: BitGen
     processor: Processor
+    facts: tuple[Fact, ...] = ()
+    """What its memory was told before it was saved (`app.saved`)."""
+
+
+ANSWERING: ContextVar[bool] = ContextVar("ANSWERING", default=False)
+"""Whether this thread answers a visitor, others waiting for its place: then nothing is loaded in it."""
+
+
+class Absent(Exception):
+    """What an answer needs is not in memory. `load()` brings it there, and raises what loading raises."""
+
+    def __init__(self, load: Callable):
+        super().__init__("not in memory")
+        self.load = load
 
 
 class Recent:
@@ -72,10 +89,14 @@ class Recent:
         return len(self._there)
 
     def get(self, key: Hashable, *how):
-        """The thing of `key`; `how` goes to `make` where it has to be made. Raises what `make` raises."""
+        """The thing of `key`; `how` goes to `make` where it has to be made. Raises what `make` raises, and `Absent`
+        where it is not there and this thread is `ANSWERING`.
+        """
         found = self._find(key)
         if found is not None:
             return found
+        if ANSWERING.get():
+            raise Absent(lambda: self.get(key, *how))
         with self._making:
             found = self._find(key)
             if found is None:
@@ -137,7 +158,9 @@ class Models:
 
     @staticmethod
     def _load(choice: Choice) -> Loaded:
-        return Loaded(*load(choice.source, checkpoint=choice.checkpoint, revision=choice.revision))
+        model, processor = load(choice.source, checkpoint=choice.checkpoint, revision=choice.revision)
+        folder = Path(choice.source, choice.checkpoint or "")  # of a Hub id there is none
+        return Loaded(model, processor, facts.read(folder, model.config.hidden_size) if model.memory else ())
 
 
 def find_runs(folder: str | Path = "runs") -> list[str]:

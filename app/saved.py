@@ -1,7 +1,10 @@
 """A memory that was edited, as a file to download or, with its model, as a new folder below one of the operator's.
 
-Such a folder opens like any checkpoint: `bitgen.load(folder)`, `bitgen app FOLDER`. Only the facts of the session are
-in its memory, in place of what the last training steps wrote.
+Such a folder opens like any checkpoint: `bitgen.load(folder)`, `bitgen app FOLDER`. The app goes on from its facts,
+which lie beside the model (`app.facts`). A script reads them through the memory's persistent belief, in which nothing
+else is written, not even what the last training steps wrote:
+
+    model.caption(pixel_values, belief=model.memory.persistent())
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from app import facts
 from app.bench import Bench
 from app.memory import Edits, belief, of, with_memory
 from app.models import Loaded, View
@@ -62,19 +66,20 @@ def download(bench: Bench, view: View, edits: Edits) -> bytes:
     """The edited memory as safetensors, under the names that it has in a checkpoint, its facts' words in the header."""
     from safetensors.torch import save
 
-    model, edits = with_memory(bench, view).model, of(view, edits)
+    model, edits = with_memory(bench, view).model, of(bench, view, edits)
     state = {f"memory.{name}": x.contiguous() for name, x in edited(model, edits).state_dict().items()}
-    return save(state, {"format": "pt", "facts": _words(edits), "checkpoint": view.choice.title})
+    words = json.dumps([fact.text for fact in edits.facts])
+    return save(state, {"format": "pt", "facts": words, "checkpoint": view.choice.title})
 
 
 def save(bench: Bench, view: View, edits: Edits, name: str | None) -> Path:
-    """The model with the edited memory as the new folder `name` below the operator's, there whole or not at all; its
-    facts' words stand in the header of the weights.
+    """The model with the edited memory and its facts as the new folder `name` below the operator's, there whole or not
+    at all.
 
     Raises `ValueError` where there is no folder to save below, for a name that is none or taken, for one too many, and
     where the disk refuses.
     """
-    loaded, edits, name = with_memory(bench, view), of(view, edits), name or ""
+    loaded, edits, name = with_memory(bench, view), of(bench, view, edits), name or ""
     if bench.save_to is None:
         raise ValueError("saving is off: start the app with --save-to FOLDER, or download the memory")
     if not NAME.fullmatch(name):
@@ -103,8 +108,5 @@ def _write(folder: Path, loaded: Loaded, edits: Edits) -> None:
     loaded.processor.save(folder)
     config = {"model": to_dict(model.config), "vision": to_dict(model.vision_config)}
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt", "facts": _words(edits)})
-
-
-def _words(edits: Edits) -> str:
-    return json.dumps([fact.text for fact in edits.facts])
+    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    facts.write(folder, edits.facts)

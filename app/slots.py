@@ -39,12 +39,12 @@ class Slots(NamedTuple):
     address: np.ndarray
     """Share of the query's address mass."""
     age: np.ndarray
-    """Writes of this session since the slot last took more than the uniform share of one."""
+    """Facts written since the slot last took more than the uniform share of one."""
 
 
 def look(bench: Bench, view: View, edits: Edits, query: search.Query | None = None) -> Slots:
     """Usage, norm, address of the query and age of every slot, with the session's facts."""
-    model, edits = memory.with_memory(bench, view).model, memory.of(view, edits)
+    model, edits = memory.with_memory(bench, view).model, memory.of(bench, view, edits)
     held, address = memory.belief(model, edits).mean(), model.memory.address
     unknown = torch.full((model.memory.slots,), torch.nan)
     asked, age = unknown, unknown.clone()

@@ -128,7 +128,7 @@ class Visit:
                 files = page.upload(*((f"{i}.png", scribble(number, i)) for i in range(4)))
                 self._done("uploads", len(files))
                 page.event("written", None, None, files[0], words[1])
-                page.event("upload", None, files, self.run, "", checkpoint)
+                page.event("upload", None, files, self.run, "", checkpoint, None)
                 page.event("opened", None, *ASKED)
         except (httpx.HTTPError, RuntimeError) as error:
             self._done("failed")

@@ -80,7 +80,7 @@ def on_the_page(run: str, data, size: int, episodes: int) -> None:
             print(f"| on the page, {words}: right fact first | {sum(shares) / episodes:.4g} (worst session "
                   f"{min(shares):.3f}) | {1 / EPISODE:.3f} |", flush=True)
         written = bitgen.load(saved.save(bench, view, edits, "written"))
-        reports = [evaluate(*loaded, data) for loaded in (bench.model(view), written)]
+        reports = [evaluate(*loaded, data) for loaded in (bench.model(view)[:2], written)]
     for name in ("t2i_r1", "i2t_r1", "rerank_t2i_r1", "rerank_i2t_r1"):
         before, after = (report[name] for report in reports)
         print(f"| {name} of the gallery before, after | {before:.4f}, {after:.4f} | |")

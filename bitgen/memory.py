@@ -143,7 +143,10 @@ class EpisodicMemory(nn.Module):
         return Belief(precision.diag(), precision[:, None] * self.prior_mean.float())
 
     def persistent(self) -> Belief:
-        """The prior with what the last training steps wrote."""
+        """The prior with what the last training steps wrote; for a model that the app saved, with its facts instead.
+
+        Nothing reads it by default: give it as `belief` (`BitGen.caption`).
+        """
         return self.prior() + Belief(self.written_precision.float(), self.written_information.float())
 
     def write(self, belief: Belief, key: Tensor, value: Tensor, weight: Tensor | None = None) -> Belief:

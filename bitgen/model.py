@@ -211,7 +211,10 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
     def caption_ids(self, pixel_values: Tensor, num_beams: int = 1, top_p: float | None = None,
                     temperature: float = 1.0, max_tokens: int | None = None, belief: Belief | None = None,
                     generator: torch.Generator | None = None) -> Tensor:
-        """Captions as tokens (B, <= max_tokens). `belief`: what the memory holds; by default nothing but its prior."""
+        """Captions as tokens (B, <= max_tokens).
+
+        `belief`: what the memory holds, such as `memory.persistent()`; by default nothing but its prior.
+        """
         if self.tokenizer is None:
             raise ValueError("this model has no tokenizer; bitgen.load sets it, or assign model.tokenizer")
         limit = self.config.max_tokens - 1

@@ -16,7 +16,7 @@ pytest.importorskip("faiss")
 
 from app import api, caption, limits, look, search
 from app.bench import Bench
-from app.gallery import Uploads
+from app.gallery import Brought, Uploads
 from app.guard import foreign
 from app.models import Choice, Models, Recent, View
 from app.search import Query, Wish
@@ -293,7 +293,7 @@ def test_every_way_captions_a_picture(bench, place):
 def test_scores_are_those_of_the_model(bench, place):
     file, texts = str(place / "gallery/scene-00.png"), ["a red ring", "a blue square", "a green star"]
     found = {score.text: score for score in caption.scores(bench, bench.start, file, texts)}
-    model, processor = bench.model(bench.start)
+    model, processor, _ = bench.model(bench.start)
     image = processor(images=[file])["pixel_values"]
     words = processor(text=texts)
     cosines = model.encode_text(**words) @ model.encode_image(image)[0]
@@ -350,8 +350,18 @@ def test_an_upload_without_a_picture_is_refused_by_name(bench, tmp_path):
     (tmp_path / "a.png").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="a.png: no JPEG"):
         bench.uploads.add([str(tmp_path / "a.png")], bench.model(bench.start))
-    with pytest.raises(ValueError, match="201 files; at most 200"):
-        bench.uploads.add([str(tmp_path / "a.png")] * 201, bench.model(bench.start))
+
+
+def test_a_session_uploads_so_many_files_and_bytes_in_all(tmp_path, monkeypatch):
+    file = tmp_path / "a.png"
+    file.write_bytes(bytes(1_000_000))
+    once = Brought().more([file] * 150)
+    assert once == (150, 150_000_000) and once.more([file] * 50) == (200, 200_000_000)
+    with pytest.raises(ValueError, match="^51 files of 51 MB: .* 200 files of 500 MB .* and 50 of 350 MB are"):
+        once.more([file] * 51)
+    monkeypatch.setattr(limits, "UPLOAD_BYTES", 160_000_000)
+    with pytest.raises(ValueError, match="^11 files of 11 MB: .* 50 of 10 MB are left"):
+        once.more([file] * 11)
 
 
 def test_uploads_are_bounded_in_number_and_time(bench, tmp_path):

@@ -97,7 +97,7 @@ def test_a_file_that_was_not_uploaded_is_no_picture(page, place, file):
     file = json.loads(json.dumps(file).replace("{place}", str(place)))
     said, good = page.send("told", None, file, "greedy", 1)
     assert not good and "root:" not in json.dumps(said)
-    assert not page.send("upload", None, [file], str(place / "runs/first"), "", "")[1]
+    assert not page.send("upload", None, [file], str(place / "runs/first"), "", "", None)[1]
 
 
 # Uploads ----------------------------------------------------------------------------------------------------
@@ -177,15 +177,27 @@ def test_bad_pictures_are_refused_by_name_and_cost_little(page, place, kind):
     data, reason = PICTURES[kind]
     files = page.upload((f"{kind}.png", data), ("\u202egood.png", png(16, 16)))
     with memory() as used:
-        *_, refused = page.event("upload", None, files, str(place / "runs/first"), "", "newest weights")
+        *_, refused = page.event("upload", None, files, str(place / "runs/first"), "", "newest weights", None)
         assert len(refused["value"].splitlines()) == 1 and reason in refused["value"] and used() < 300e6
     assert not page.send("told", None, page.upload((f"{kind}.png", data))[0], "greedy", 1)[1]
     page.event("change", None, str(place / "runs/first"), "", "newest weights", str(place / "gallery"), [])
 
 
+def test_what_a_session_uploaded_counts_for_it_alone(demo, place, monkeypatch):
+    monkeypatch.setattr(limits, "FILES", 3)
+    with Page(demo.local_url) as page, Page(demo.local_url) as other:
+        files = page.upload(*((f"{i}.png", png(16, 16)) for i in range(2)))
+        asked = [None, files, str(place / "runs/first"), "", "newest weights", None]
+        page.event("upload", *asked)
+        said, good = page.send("upload", *asked)
+        assert not good and "2 files" in said["error"] and "and 1 of 500 MB are left" in said["error"]
+        page.event("upload", None, files[:1], *asked[2:])
+        other.event("upload", None, other.upload(("a.png", png(16, 16))), *asked[2:])
+
+
 def test_a_picture_that_is_also_a_page_is_kept_without_the_page(page, place):
     files = page.upload(("a.png", png(16, 16, extra=b"<script>alert(1)</script>")))
-    page.event("upload", None, files, str(place / "runs/first"), "", "newest weights")
+    page.event("upload", None, files, str(place / "runs/first"), "", "newest weights", None)
     shown = page.event("ask", None, None, "a red ring", None, "", 0.5, *ASKED)[1]["value"]
     kept = page.http.get(f"gradio_api/file={shown[0]['image']['path']}")
     assert kept.status_code == 200 and b"script" not in kept.content and kept.headers["content-type"] == "image/jpeg"

@@ -1,7 +1,6 @@
 """The Memory tab without a browser: sessions, undo to the bit, what is refused, what slots say, the download."""
 
 import hashlib
-import json
 import math
 import os
 import random
@@ -14,11 +13,11 @@ from PIL import Image
 pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
-from safetensors import safe_open
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
 
 import bitgen
-from app import memory, saved, slots
+from app import facts, memory, saved, slots
 from app.bench import Bench
 from app.main import launch
 from app.memory import Edits
@@ -43,7 +42,7 @@ def digest(tensors):
 
 
 def state(bench, view, edits):
-    return digest(memory.belief(bench.model(view).model, memory.of(view, edits)))
+    return digest(memory.belief(bench.model(view).model, memory.of(bench, view, edits)))
 
 
 def written(bench, view, place, count):
@@ -63,13 +62,13 @@ def test_random_edits_of_many_sessions_follow_a_plain_model(bench, view, place):
         one = dice.choice(sessions)
         choice = dice.choice(["write", "write", "forget", "undo"])
         if choice == "undo" and one["past"]:
-            one["edits"], one["facts"] = memory.undo(one["view"], one["edits"]), one["past"].pop()
+            one["edits"], one["facts"] = memory.undo(bench, one["view"], one["edits"]), one["past"].pop()
             assert state(bench, one["view"], one["edits"]) == one["states"].pop()
         elif choice == "forget" and one["facts"]:
             number = dice.randint(1, len(one["facts"]))
             one["past"].append(list(one["facts"]))
             one["states"].append(state(bench, one["view"], one["edits"]))
-            one["edits"] = memory.forget(one["view"], one["edits"], number)
+            one["edits"] = memory.forget(bench, one["view"], one["edits"], number)
             del one["facts"][number - 1]
         elif choice == "write" and len(one["facts"]) < 5:
             i = dice.randrange(6)
@@ -82,7 +81,7 @@ def test_random_edits_of_many_sessions_follow_a_plain_model(bench, view, place):
             assert [fact.text for fact in each["edits"].facts] == each["facts"]
     for one in sessions:
         while one["past"]:
-            one["edits"], _ = memory.undo(one["view"], one["edits"]), one["past"].pop()
+            one["edits"], _ = memory.undo(bench, one["view"], one["edits"]), one["past"].pop()
             assert state(bench, one["view"], one["edits"]) == one["states"].pop()
     assert [digest(model.state_dict().values()) for model in models] == before
 
@@ -90,7 +89,7 @@ def test_random_edits_of_many_sessions_follow_a_plain_model(bench, view, place):
 def test_forgetting_leaves_a_memory_that_never_knew_the_fact(bench, view, place):
     """Not only by a replay: it is what subtracting the fact's evidence gives."""
     edits = written(bench, view, place, 3)
-    less = memory.forget(view, edits, 3)
+    less = memory.forget(bench, view, edits, 3)
     assert state(bench, view, less) == state(bench, view, written(bench, view, place, 2))
     model, last = bench.model(view).model, edits.facts[2]
     taken = model.memory.forget(memory.belief(model, edits), last.key[None], last.value[None])
@@ -123,9 +122,9 @@ def test_before_is_without_and_after_with_the_facts(bench, view, place):
 
 def test_another_checkpoint_starts_without_facts(bench, view, place):
     edits, other = written(bench, view, place, 2), View(Choice(view.choice.source, "checkpoint-7"), view.gallery)
-    assert memory.of(other, edits).facts == () and memory.of(view, edits) is edits
+    assert memory.of(bench, other, edits).facts == () and memory.of(bench, view, edits) is edits
     with pytest.raises(ValueError, match="nothing to undo"):
-        memory.undo(other, edits)
+        memory.undo(bench, other, edits)
 
 
 @pytest.mark.parametrize("file, text, message", [
@@ -139,11 +138,11 @@ def test_facts_that_are_none_are_refused(bench, view, place, file, text, message
 @pytest.mark.parametrize("number", [None, 0, 3, -1, 1.5, math.nan, math.inf, "1", True])
 def test_a_fact_that_is_not_there_cannot_be_forgotten(bench, view, place, number):
     with pytest.raises(ValueError, match="number of the fact|choose the fact"):
-        memory.forget(view, written(bench, view, place, 2), number)
+        memory.forget(bench, view, written(bench, view, place, 2), number)
 
 
-def test_nothing_can_be_forgotten_or_undone_at_first(view):
-    for step in (lambda: memory.forget(view, Edits(), 1), lambda: memory.undo(view, Edits())):
+def test_nothing_can_be_forgotten_or_undone_at_first(bench, view):
+    for step in (lambda: memory.forget(bench, view, Edits(), 1), lambda: memory.undo(bench, view, Edits())):
         with pytest.raises(ValueError, match="nothing"):
             step()
 
@@ -155,7 +154,7 @@ def test_a_session_is_bounded(bench, view, place, monkeypatch):
     with pytest.raises(ValueError, match="forget one first"):
         memory.write(bench, view, edits, str(place / "0.png"), "a ring")
     for _ in range(4):
-        edits = memory.forget(view, edits, 1)
+        edits = memory.forget(bench, view, edits, 1)
         edits = memory.write(bench, view, edits, str(place / "0.png"), "a ring")
     assert len(edits.past) == 3
 
@@ -225,9 +224,73 @@ def test_a_saved_folder_is_the_model_with_the_memory_of_the_session(bench, view,
         torch.testing.assert_close(one, other)
     rest = {name: x for name, x in model.state_dict().items() if not name.startswith("memory.written")}
     assert all(torch.equal(opened.state_dict()[name], x) for name, x in rest.items())
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["facts"]) == WORDS[:3]
     assert digest(model.state_dict().values()) == before and bench.model(view).model.memory is model.memory
+
+
+@pytest.fixture
+def reopened(bench, view, place, tmp_path, monkeypatch):
+    """A folder saved with three facts, opened by another server: its bench, and what a visitor sees first."""
+    monkeypatch.setattr(bench, "save_to", tmp_path)
+    folder = saved.save(bench, view, written(bench, view, place, 3), "with-facts")
+    there = Bench(str(folder), view.gallery, tmp_path / "none", tmp_path)
+    return there, there.open(there.start)
+
+
+def test_a_saved_folder_opens_with_its_facts(bench, view, place, reopened):
+    """To the bit what the session held that saved it; without any edit the fact of a picture comes first."""
+    there, here = reopened
+    assert state(there, here, Edits()) == state(bench, view, written(bench, view, place, 3))
+    for i in range(3):
+        before, after = memory.tell(there, here, Edits(), str(place / f"{i}.png"))
+        assert after == before and after.recalled[0][:2] == ("written", WORDS[i])
+    rows = memory.read_back(there, here, Edits())
+    assert [row[0] for row in rows] == WORDS[:3] and all(now < before for *_, before, now in rows)
+    said = memory.summary(rows, memory.saved_of(memory.of(there, here, Edits())))
+    assert said.startswith("3 written, 3 of them saved with the model, ")
+    assert memory.of(there, here, Edits()) == Edits(here.choice, there.model(here).facts), "nothing to undo"
+
+
+def test_saved_facts_are_edited_like_others_and_saved_again(place, reopened, tmp_path):
+    there, here = reopened
+    edits = memory.write(there, here, memory.forget(there, here, Edits(), 2), str(place / "4.png"), WORDS[4])
+    assert [(fact.text, fact.saved) for fact in edits.facts] == [
+        (WORDS[0], True), (WORDS[2], True), (WORDS[4], False)]
+    before, after = memory.tell(there, here, edits, str(place / "1.png"))
+    assert before.recalled[0][1] == WORDS[1] and WORDS[1] not in [words for at, words, _ in after.recalled
+                                                                  if at == "written"]
+    again = saved.save(there, here, edits, "again")
+    assert [fact.text for fact in facts.read(again, 32)] == [WORDS[0], WORDS[2], WORDS[4]]
+    emptied = edits
+    for _ in range(3):
+        emptied = memory.forget(there, here, emptied, 1)
+    assert facts.read(saved.save(there, here, emptied, "emptied"), 32) == ()
+
+
+def test_a_script_reads_what_was_saved(place, reopened, tmp_path):
+    model, processor = bitgen.load(tmp_path / "with-facts")
+    held = facts.read(tmp_path / "with-facts", 32)
+    pixels = processor(images=[str(place / f"{i}.png") for i in range(3)])["pixel_values"]
+    returned = model.memory.read(model.memory.persistent(), model.encode_image(pixels)).mean
+    values = torch.stack([fact.value for fact in held])
+    cosines = torch.cosine_similarity((returned - values.mean(0))[:, None], values - values.mean(0), dim=-1)
+    assert cosines.argmax(1).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"key": torch.zeros(2, 31)}, "key of \\(2, 31\\)"), ({"value": torch.zeros(3, 32)}, "value of \\(3, 32\\)"),
+    ({"image": torch.full((2, 32), torch.nan)}, "not finite"), ({"image": None}, "image"),
+    ({"words": '["a"]'}, "key of"), ({"words": "5"}, "words"), ({"words": None}, "words"),
+    ({"words": "[1, 2]"}, "words"), ({"words": "["}, "words")])
+def test_a_file_of_facts_that_holds_something_else_is_refused(tmp_path, change, message):
+    content = {name: torch.zeros(2, 32) for name in ("key", "image", "value")} | {"words": '["a", "b"]'} | change
+    words = content.pop("words")
+    save_file({name: x for name, x in content.items() if x is not None}, tmp_path / facts.FILE,
+              metadata=None if words is None else {"words": words})
+    with pytest.raises(ValueError, match=f"facts.safetensors: expected facts .*{message}"):
+        facts.read(tmp_path, 32)
+    (tmp_path / facts.FILE).write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="facts.safetensors: expected facts"):
+        facts.read(tmp_path, 32)
 
 
 @pytest.mark.parametrize("name", [None, "", " ", ".", "..", "../out", "/tmp/out", "a/b", "a\\b", ".hidden", "-rf",
@@ -297,8 +360,7 @@ def test_the_page_saves_the_memory_of_its_session(place, tmp_path):
         said, good = page.send("kept_as", None, None, "mine")
         assert not good and "nothing is written over" in said["error"]
     demo.close()
-    with safe_open(tmp_path / "mine" / "model.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["facts"]) == WORDS[:1]
+    assert [fact.text for fact in facts.read(tmp_path / "mine", 32)] == WORDS[:1]
 
 
 def test_a_gallery_without_captions_tells_what_it_can(bench, place):

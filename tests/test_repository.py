@@ -179,6 +179,12 @@ def test_every_requirement_is_pinned():
     assert "torchvision" not in pins
 
 
+def test_a_space_installs_what_the_project_needs():
+    """A Space brings gradio; the rest it is told in a file of its own."""
+    lines = (ROOT / "app" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [*PROJECT["dependencies"], *EXTRAS["index"]]
+
+
 def test_what_the_requirements_require_is_pinned_too():
     """As far as it is installed here: the closure over the metadata of the installed packages."""
     pins, seen = {canonicalize_name(name) for name in PINS}, set()

@@ -11,13 +11,17 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 
+from app import limits
 from app.bench import Bench
 from app.gallery import Gallery, Progress
 
-ASK = {"concurrency_id": "ask", "concurrency_limit": 2, "api_visibility": "private"}
-"""For events that answer at once: two at a time, over all visitors."""
+ASK = {"concurrency_id": "ask", "concurrency_limit": limits.ANSWERS, "api_visibility": "private"}
+"""For events that answer at once, over all visitors; `app.pages.answers` says what they do where something has to be
+loaded first."""
 LOAD = {"concurrency_id": "load", "concurrency_limit": 1, "api_visibility": "private"}
 """For events that load a model or encode a gallery: a queue of their own, so that nobody else waits for them."""
+FAILED = "That did not work"
+"""What stands above an error."""
 WAIT = "One moment …"
 """What stands where an answer is still to come."""
 
@@ -46,7 +50,7 @@ def plain(callback: Callable) -> Callable:
         try:
             return callback(*args, **kwargs)
         except ValueError as error:
-            raise gr.Error(html.escape(str(error)), title="That did not work", print_exception=False) from None
+            raise gr.Error(html.escape(str(error)), title=FAILED, print_exception=False) from None
     return shown
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from app import limits
+from app.gallery import Brought
 from app.models import View
 from app.pages import ASK, LOAD, Shell, plain, watched
 
@@ -17,7 +18,7 @@ NEWEST = "newest weights"
 def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
     """The panel. Loading runs in a queue of its own; what was chosen before is in the browser's own storage."""
     bench = shell.bench
-    start = bench.start
+    start, brought = bench.start, gr.State(Brought())
     with gr.Accordion("Model and gallery", open=start is None, elem_id="choose"):
         with gr.Row(equal_height=True):
             source = gr.Dropdown(short(bench.models.runs), value=start.choice.source if start else None,
@@ -36,8 +37,9 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
         with gr.Accordion("Search your own pictures", open=False):
             files = gr.File(file_count="multiple", file_types=["image"], label="Pictures",
                             elem_id="upload", height=140)
-            gr.Markdown(f"Up to {limits.FILES} JPEG, PNG, WebP, GIF or BMP files of at most 20 MB. They stay on this "
-                        "server, are seen by nobody else, and are forgotten an hour after you leave.",
+            gr.Markdown(f"Up to {limits.FILES} JPEG, PNG, WebP, GIF or BMP files of at most 20 MB, "
+                        f"{limits.UPLOAD_BYTES // 10**6} MB in all. They stay on this server, are seen by nobody else, "
+                        "and are forgotten an hour after you leave.",
                         elem_classes="quiet")
             refused = gr.Textbox(label="Files that were left out", visible=False, interactive=False, lines=3)
 
@@ -56,14 +58,14 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
         recent = [view.choice.source, *(name for name in recent or [] if name != view.choice.source)][:8]
         return view, recent, heading(bench, view), ""
 
-    def upload(old, files, source, revision, checkpoint, progress=gr.Progress()):  # noqa: B008
+    def upload(old, files, source, revision, checkpoint, brought, progress=gr.Progress()):  # noqa: B008
         if not files:
             raise ValueError("no files were given")
-        view = chosen(source, revision, checkpoint, "")
+        view, brought = chosen(source, revision, checkpoint, ""), brought.more(files)
         key, out = bench.uploads.add(files, bench.model(view), watched(progress))
         view = bench.open(replace(view, gallery=key), watched(progress))
         bench.close(old)
-        return view, heading(bench, view), gr.Textbox("\n".join(out), visible=bool(out))
+        return view, brought, heading(bench, view), gr.Textbox("\n".join(out), visible=bool(out))
 
     def remembered(names):
         known = [name for name in names or [] if isinstance(name, str) and name not in bench.models.runs]
@@ -73,8 +75,8 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
         event(plain(checkpoints), [source, revision], [checkpoint, note], show_progress="hidden", **LOAD)
     load.click(plain(change), [shell.view, source, revision, checkpoint, gallery, recent],
                [shell.view, recent, status, note], show_progress_on=note, **LOAD)
-    files.upload(plain(upload), [shell.view, files, source, revision, checkpoint],
-                 [shell.view, status, refused], show_progress_on=refused, **LOAD)
+    files.upload(plain(upload), [shell.view, files, source, revision, checkpoint, brought],
+                 [shell.view, brought, status, refused], show_progress_on=refused, **LOAD)
     recent.change(remembered, recent, source, show_progress="hidden", **ASK)
 
 

@@ -34,7 +34,7 @@ def build(shell: Shell) -> None:
             with gr.Row():
                 sides = [_side(name) for name in ("Before", "After")]
             note = gr.Markdown(elem_classes="quiet", elem_id="memory-note")
-    facts = gr.Radio([], label="Facts of this session, as they come back when their picture is shown", elem_id="facts",
+    facts = gr.Radio([], label="Facts, as they come back when their picture is shown", elem_id="facts",
                      visible=False)
     with gr.Row(elem_classes="actions"):
         forget = gr.Button("Forget the chosen", size="sm", min_width=80, elem_id="forget", interactive=False)
@@ -63,10 +63,11 @@ def build(shell: Shell) -> None:
         drawn = gr.HTML(label="Similarity between slots")
 
     def listed(view, edits):
-        rows = memory.read_back(bench, view, edits)
-        choices = [(f"{i}. {text}  ·  {'comes back first' if rank == 1 else f'comes back at rank {rank}'}", i)
-                   for i, (text, rank, *_) in enumerate(rows, 1)]
-        return (gr.Radio(choices, value=None, visible=bool(rows)), memory.summary(rows),
+        rows, edits = memory.read_back(bench, view, edits), memory.of(bench, view, edits)
+        choices = [(f"{i}. {text}  ·  {'comes back first' if rank == 1 else f'comes back at rank {rank}'}"
+                    f"{'  ·  saved with the model' if fact.saved else ''}", i)
+                   for i, ((text, rank, *_), fact) in enumerate(zip(rows, edits.facts), 1)]
+        return (gr.Radio(choices, value=None, visible=bool(rows)), memory.summary(rows, memory.saved_of(edits)),
                 gr.Button(interactive=bool(rows)), gr.Button(interactive=bool(edits.past)),
                 gr.DownloadButton(visible=False))
 
@@ -78,18 +79,18 @@ def build(shell: Shell) -> None:
         return (edits, *listed(view, edits), *told(view, edits, image))
 
     def forgotten(view, edits, number, image):
-        edits = memory.forget(view, edits, number)
+        edits = memory.forget(bench, view, edits, number)
         return (edits, *listed(view, edits), *told(view, edits, image))
 
     def undone(view, edits, image):
-        edits = memory.undo(view, edits)
+        edits = memory.undo(bench, view, edits)
         return (edits, *listed(view, edits), *told(view, edits, image))
 
     def asked(view, edits, image):
         return [part for side in memory.tell(bench, view, edits, image) for part in _shown(side)]
 
     def opened(view, edits):
-        edits = memory.of(view, edits)
+        edits = memory.of(bench, view, edits)
         return (edits, *listed(view, edits))
 
     def prepared(view, edits):
@@ -184,7 +185,7 @@ def _explained(values: np.ndarray, by: str) -> str:
         return "Search for something first: the address of your last query is shown here."
     return {"usage": f"Share of what training wrote last that went to each slot; {uniform}. Less than a tenth of "
                      f"that is unused: {int((values < 0.1 / len(values)).sum())} of {len(values)} slots.",
-            "norm": "Length of what a slot holds beyond the mean of all slots, with this session's facts.",
+            "norm": "Length of what a slot holds beyond the mean of all slots, with the facts written.",
             "address": f"Where your last search looks in the memory; {uniform}.",
-            "age": "Writes of this session since the slot last took more than its share; – where none did. When "
-                   "training last wrote to a slot is not recorded."}[by]
+            "age": "Facts written since the slot last took more than its share of one; – where none did. When training "
+                   "last wrote to a slot is not recorded."}[by]
