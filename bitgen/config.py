@@ -124,7 +124,7 @@ class DataConfig:
     """Largest vocabulary of a tokenizer that is trained."""
     limit: int | None = None
     """Use only the first n training images."""
-    scenes_train: int = 12000
+    scenes_train: int = 11000
     """Training images of `scenes`."""
 
 
