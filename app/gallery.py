@@ -124,9 +124,7 @@ def open_gallery(source: Pictures, loaded: Loaded, folder: Path, progress: Progr
     name = hashlib.blake2b(f"{source.name} {encoder.fingerprint}".encode(), digest_size=12).hexdigest()
     index = Index.build(folder / name, source, encoder,
                         progress=lambda done, total: progress(done / total, f"Encoding {total:,} pictures"))
-    gone = set(index.ids()) - set(source.ids)
-    if gone:
-        index.remove(gone)
+    index.store.remove(set(index.ids()) - set(source.ids))  # not `index.remove`: they may come back
     if not len(index):
         reasons = "; ".join(f"{name}: {_reason(why)}" for name, why in list(index.skipped.items())[:5])
         raise ValueError(f"no picture can be used. {reasons}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,8 @@ class Pictures:
     """What `safe_open_image` takes for each, or a call without arguments that gives it."""
     captions: Sequence[list[str]]
     tags: Sequence[list[str]]
+    folder: Path | None = None
+    """The folder that they are all the pictures of, ids being paths inside it; None where they are of none."""
 
     def __post_init__(self):
         if len(set(self.ids)) < len(self.ids):
@@ -64,12 +67,33 @@ class Pictures:
 
         Raises `BadImage` where it cannot be read.
         """
-        source = self.sources[i]() if callable(self.sources[i]) else self.sources[i]
+        source = self._source(i)
+        stamp = _stamp(source)  # before it is read: a change in the meantime is then seen the next time
         image = safe_open_image(source, at_least=2 * size)
-        path = str(Path(source).resolve()) if isinstance(source, (str, Path)) else None
+        path = os.path.abspath(source) if isinstance(source, (str, Path)) else None
         texts = [text for text in self.captions[i] if clean(text)]
-        item = Item(self.ids[i], *_seen_size(source, image), texts, list(self.tags[i]), path)
+        item = Item(self.ids[i], *_seen_size(source, image), texts, list(self.tags[i]), path, stamp)
         return to_uint8(image, size), item, thumbnail(image)
+
+    def changed(self, i: int, stamp: tuple[int, int]) -> bool:
+        """Is the file of picture i another than the one that had this `Item.stamp`? Not where it is no file now."""
+        try:
+            source = self._source(i)
+        except BadImage:
+            return True
+        return isinstance(source, (str, Path)) and _stamp(source) != stamp
+
+    def _source(self, i: int) -> Any:
+        return self.sources[i]() if callable(self.sources[i]) else self.sources[i]
+
+
+def _stamp(source: Any) -> tuple[int, int] | None:
+    """`Item.stamp` of a file as it is now; None of what is no file, or not there."""
+    try:
+        found = os.stat(source) if isinstance(source, (str, Path)) else None
+    except OSError:
+        return None
+    return found and (found.st_size, found.st_mtime_ns)
 
 
 def pictures(source: str | Path | Dataset | Pictures | Sequence[str | Path]) -> Pictures:
@@ -115,7 +139,7 @@ def _recognised(folder: Path) -> bool:
 
 
 def _unreadable(config: DataConfig) -> str:
-    """Why a split of a data set on disk cannot be read; nothing where all can, whatever is in them."""
+    """Why a split of a data set on disk cannot be read, or that none lists an image; nothing where it is one."""
     try:
         for read in find_splits(config).values():
             read()
@@ -139,7 +163,7 @@ def of_folder(folder: Path) -> Pictures:
         raise ValueError(f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) in it")
     inside = [path.relative_to(folder) for path in files]
     return Pictures(str(folder), [path.as_posix() for path in inside], files, [[]] * len(files),
-                    [list(path.parts[:-1]) for path in inside])
+                    [list(path.parts[:-1]) for path in inside], Path(os.path.abspath(folder)))
 
 
 def of_files(files: Sequence[str | Path]) -> Pictures:

@@ -20,7 +20,8 @@ from bitgen.query import Encoder, mix, rerank
 
 @dataclass
 class Build:
-    """Encode a gallery once, to search in. Called again it goes on where it stopped, or takes in what is new."""
+    """Encode a gallery once, to search in. Called again it goes on where it stopped, takes in what is new or changed,
+    and leaves out what is gone from the folder; what was removed stays out."""
 
     gallery: tyro.conf.Positional[str]
     """Folder of images, one image, or a data set as `data.root` of training takes it."""
@@ -42,7 +43,17 @@ class Build:
 
 @dataclass
 class Remove:
-    """Take pictures out of an index."""
+    """Take pictures out of an index. They stay out when it is built again, until `bitgen index restore`."""
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    ids: tyro.conf.Positional[list[str]]
+    """Ids of the pictures."""
+
+
+@dataclass
+class Restore:
+    """Let pictures that were removed come in again, when the index is next built."""
 
     index: tyro.conf.Positional[str]
     """Folder of the index."""
@@ -107,11 +118,11 @@ class Search:
     """Device to compute on."""
 
 
-CHANGES = {"remove": Remove, "duplicates": Duplicates, "export": Export}
+CHANGES = {"remove": Remove, "restore": Restore, "duplicates": Duplicates, "export": Export}
 
 
 def index(argv: list[str]) -> int:
-    """`bitgen index GALLERY …`, and `bitgen index remove`, `duplicates` and `export`."""
+    """`bitgen index GALLERY …`, and `bitgen index remove`, `restore`, `duplicates` and `export`."""
     if argv and argv[0] in CHANGES:
         return _change(tyro.extras.subcommand_cli_from_dict(CHANGES, prog="bitgen index", args=argv))
     options = tyro.cli(Build, prog="bitgen index", args=argv,
@@ -126,16 +137,21 @@ def index(argv: list[str]) -> int:
     built.made_by(str(local.resolve()) if local.is_dir() else options.checkpoint)
     for name, reason in built.skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
+    if removed := built.removed.intersection(gallery.ids):
+        print(f"{len(removed)} stay out, as they were removed: `bitgen index restore` lets them in", file=sys.stderr)
     print(f"{options.out}: {len(built)} images, {built.catalogue.count('captions')} captions, "
           f"{len(built.skipped)} unreadable")
     return 0
 
 
-def _change(options: Remove | Duplicates | Export) -> int:
+def _change(options: Remove | Restore | Duplicates | Export) -> int:
     found = Index.open(options.index)
     if isinstance(options, Remove):
         found.remove(options.ids)
         print(f"{options.index}: {len(found)} images")
+    elif isinstance(options, Restore):
+        found.restore(options.ids)
+        print(f"{options.index}: {len(options.ids)} come in when it is next built")
     elif isinstance(options, Duplicates):
         for group in found.duplicates(options.closer):
             print("\t".join(group))

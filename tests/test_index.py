@@ -163,6 +163,18 @@ def test_building_again_takes_in_what_is_new(tmp_path, painter):
     assert index.ids() == ["red blue", "red red", "green red"] and counting.encoded == 1
 
 
+def test_what_was_removed_stays_out_until_it_is_asked_for(index, painter):
+    index.remove(["red blue", "red red"])
+    counting = Painter()
+    again = Index.build(index.folder, gallery(), counting)
+    assert len(again) == 62 and counting.encoded == 0 and again.removed == {"red blue", "red red"}
+    with pytest.raises(ValueError, match="'white white' was not removed"):
+        again.restore(["red red", "white white"])
+    assert again.add(gallery([("red", "blue")]), painter) == ["red blue"] and again.removed == {"red red"}
+    again.restore("red red")
+    assert len(Index.build(index.folder, gallery(), painter)) == 64
+
+
 def test_duplicates_are_grouped(tmp_path, painter):
     pairs = [(a, b) for a in COLOURS for b in COLOURS if a < b]
     source = gallery(pairs)
