@@ -203,8 +203,12 @@ class Index:
         no more.
 
         where: filters by name, see `catalogue.FILTERS`. threshold: lowest cosine. distinct: of results that are closer
-        to each other than this cosine only the best stays. Raises `ValueError` for queries of another width.
+        to each other than this cosine only the best stays. Raises `ValueError` for queries of another width, and where
+        one of the two is no number.
         """
+        for name, cosine in (("threshold", threshold), ("distinct", distinct)):
+            if cosine is not None and np.isnan(cosine):
+                raise ValueError(f"{name}: expected a cosine, got {cosine}")
         side = SIDES[captions]
         queries = self._checked(features, k, side)
         rows, engine = self._engine(side)

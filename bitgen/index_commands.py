@@ -16,6 +16,7 @@ from bitgen.index import Index
 from bitgen.parquet import export
 from bitgen.processes import launched
 from bitgen.query import Encoder, mix, rerank
+from bitgen.tokenizer import clean
 
 
 @dataclass
@@ -169,6 +170,8 @@ def search(argv: list[str]) -> int:
         raise ValueError(f"{options.index}: does not say which model built it: name it with --checkpoint")
     encoder = Encoder(*load(checkpoint, device=options.device))
     gallery.require(encoder)
+    if options.captions and not gallery.catalogue.count("captions"):
+        raise ValueError(f"{options.index}: this index has no captions")
     hits = gallery.search(_query(options, encoder), options.k, captions=options.captions, where=_filters(options.where),
                           threshold=options.threshold, distinct=options.distinct)
     if options.rerank:
@@ -178,11 +181,15 @@ def search(argv: list[str]) -> int:
         columns[1:1] = [[f"{match:.3f}" for match in hits.matches[0]], [f"{told:+.1f}" for told in hits.told[0]]]
     for row in zip(*columns):
         print("\t".join(row))
+    if not hits.ids[0]:
+        print("nothing found", file=sys.stderr)
     return 0
 
 
 def _query(options: Search, encoder: Encoder) -> np.ndarray:
     """The one query (1, D) that words, images and minus words make together."""
+    if not all(map(clean, options.words + options.minus)):
+        raise ValueError("words: a blank says nothing to look for")
     features = [*(encoder.text([words]) for words in options.words), *(encoder.images([f]) for f in options.image),
                 *(encoder.text([words]) for words in options.minus)]
     weights = options.weights or [1.0] * len(features)

@@ -75,6 +75,8 @@ def test_distinct_results_are_no_copies_of_each_other(index, painter):
     (np.zeros((1, 9)), {}, r"\(queries, 8\), got shape \(1, 9\)"),
     (np.full((1, 8), np.nan), {}, "finite"),
     (np.zeros((1, 8)), {"k": 0}, "k: expected at least 1"),
+    (np.zeros((1, 8)), {"threshold": np.nan}, "threshold: expected a cosine, got nan"),
+    (np.zeros((1, 8)), {"distinct": float("nan")}, "distinct: expected a cosine, got nan"),
     (np.zeros((1, 8)), {"where": {"colour": "red"}}, "no filter 'colour'; there are tag"),
 ])
 def test_questions_that_cannot_be_answered(index, features, how, message):
