@@ -111,17 +111,26 @@ def pictures(source: str | Path | Dataset | Pictures | Sequence[str | Path]) -> 
 def find(root: str, split: str, image_size: int) -> Pictures:
     """The pictures that `root` names: a data set's `split` where it is one, else every image in a folder, or one file.
 
+    Raises `ValueError` where it is neither, and for a data set without this split.
+    """
+    return data_or_images(root, lambda config: replace(of_data(open_data(config, split, image_size)),
+                                                       name=f"{root} {split}"))
+
+
+def data_or_images(root: str, read: Callable[[DataConfig], Pictures]) -> Pictures:
+    """What `read` makes of `root` where it is a data set, else every image in a folder, or one file.
+
     A folder of images may hold files that look like captions and are none; the log says so. Raises `ValueError` where
-    it is neither, and for a data set without this split.
+    it is neither, and what `read` raises.
     """
     path = Path(root).expanduser()
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return of_files([path])
+        return replace(of_files([path]), name=root)
     if path.is_dir() and not _recognised(path):
         return of_folder(path)
     config = DataConfig(root=root)
     try:
-        return replace(of_data(open_data(config, split, image_size)), name=f"{root} {split}")
+        return read(config)
     except ValueError:
         reason = _unreadable(config) if path.is_dir() else ""
         if not reason or not _image_files(path):
@@ -141,11 +150,10 @@ def _recognised(folder: Path) -> bool:
 def _unreadable(config: DataConfig) -> str:
     """Why a split of a data set on disk cannot be read, or that none lists an image; nothing where it is one."""
     try:
-        for read in find_splits(config).values():
-            read()
+        listings = [read() for read in find_splits(config).values()]
     except ValueError as error:
         return str(error)
-    return ""
+    return "" if any(listing.image_ids for listing in listings) else "its tables list no images"
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -178,7 +186,9 @@ def of_files(files: Sequence[str | Path]) -> Pictures:
 
 
 def of_data(dataset: Dataset) -> Pictures:
-    """A data set as `open_data` gives it, with its captions."""
+    """A data set as `open_data` gives it, with its captions. Raises `ValueError` for one without images."""
+    if not len(dataset):
+        raise ValueError("gallery: a data set without images")
     readers = [_Reader(dataset.listing.read, i) for i in range(len(dataset))]
     return Pictures("data set", list(dataset.image_ids), readers, dataset.captions, [[]] * len(dataset))
 
