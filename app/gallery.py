@@ -29,7 +29,7 @@ from app.models import Loaded
 from bitgen.cache import cache_folder
 from bitgen.config import DataConfig
 from bitgen.dataset import Dataset, open_data, sources
-from bitgen.gallery import Pictures, of_data, of_files, of_folder
+from bitgen.gallery import Pictures, data_or_images, of_data, of_files
 from bitgen.images import BadImage, safe_open_image
 from bitgen.index import Index
 from bitgen.query import Encoder
@@ -124,9 +124,7 @@ def open_gallery(source: Pictures, loaded: Loaded, folder: Path, progress: Progr
     name = hashlib.blake2b(f"{source.name} {encoder.fingerprint}".encode(), digest_size=12).hexdigest()
     index = Index.build(folder / name, source, encoder,
                         progress=lambda done, total: progress(done / total, f"Encoding {total:,} pictures"))
-    gone = set(index.ids()) - set(source.ids)
-    if gone:
-        index.remove(gone)
+    index.store.remove(set(index.ids()) - set(source.ids))  # not `index.remove`: they may come back
     if not len(index):
         reasons = "; ".join(f"{name}: {_reason(why)}" for name, why in list(index.skipped.items())[:5])
         raise ValueError(f"no picture can be used. {reasons}")
@@ -143,16 +141,16 @@ def find_pictures(root: str, image_size: int) -> Pictures:
 
     Raises `ValueError` for neither.
     """
-    config = DataConfig(root=root)
     if root == "scenes":
-        data = open_data(config, "test", image_size)
+        data = open_data(DataConfig(root=root), "test", image_size)
         return dataclasses.replace(of_data(data), name=f"scenes {image_size}", tags=[_tags(x) for x in data.truth])
-    try:
-        splits = sources(config, image_size)
-    except ValueError:
-        return of_folder(Path(root))
+    return data_or_images(root, lambda config: _held_out(config, image_size))
+
+
+def _held_out(config: DataConfig, image_size: int) -> Pictures:
+    splits = sources(config, image_size)
     split = next((name for name in ("test", "val", "any") if name in splits), "train")
-    return dataclasses.replace(of_data(Dataset(splits[split]())), name=f"{root} {split}")
+    return dataclasses.replace(of_data(Dataset(splits[split]())), name=f"{config.root} {split}")
 
 
 def _tags(scene: dict) -> list[str]:

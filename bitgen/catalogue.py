@@ -2,6 +2,7 @@
 
     items       row in the features, id, size in pixels, path, tags        thumbnails   row, JPEG
     captions    row in the caption features, its picture's row, text       skipped      id, why it cannot be read
+    files       row, size and time of change of the file as it was read    removed      id that is to stay out
     facts       format, model, width … and how many rows of each feature file count
 """
 
@@ -27,6 +28,9 @@ SCHEMA = """
     CREATE TABLE thumbnails (row INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
     CREATE TABLE skipped (id TEXT PRIMARY KEY, reason TEXT NOT NULL);
 """
+LATER = ("files (row INTEGER PRIMARY KEY, size INTEGER NOT NULL, changed INTEGER NOT NULL)",
+         "removed (id TEXT PRIMARY KEY)")
+"""Tables that the first indexes of this format do not have."""
 FILTERS = {
     "tag": "EXISTS (SELECT 1 FROM json_each(items.tags) WHERE value = ?)",
     "caption": "EXISTS (SELECT 1 FROM captions WHERE item = items.row AND instr(lower(text), lower(?)))",
@@ -52,6 +56,8 @@ class Item:
     tags: list[str] = field(default_factory=list)
     path: str | None = None
     """The file it was read from, where it was a file."""
+    stamp: tuple[int, int] | None = None
+    """Size of that file in bytes and when it was changed, in nanoseconds; None too where nobody noted it."""
 
 
 class Catalogue:
@@ -73,6 +79,17 @@ class Catalogue:
             raise ValueError(f"{path}: not the catalogue of an index: {error}") from None
         if found != FORMAT:
             raise ValueError(f"{path}: an index of format {found}, this version reads {FORMAT}: build it anew")
+        self._complete()
+
+    def _complete(self) -> None:
+        """Give an index the tables it lacks; one that cannot be written to has them in memory, empty."""
+        for table in LATER:
+            try:
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS main.{table}")
+            except sqlite3.OperationalError as error:
+                if "readonly" not in str(error) and "unable to open" not in str(error):
+                    raise
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS temp.{table}")
 
     def close(self) -> None:
         """Let go of the file."""
@@ -101,7 +118,11 @@ class Catalogue:
     # Pictures ---------------------------------------------------------------------------------------------
 
     def add(self, row: int, caption_row: int, items: Sequence[Item], thumbnails: Sequence[bytes]) -> int:
-        """Pictures for the rows from `row` on, their captions from `caption_row` on; returns how many captions."""
+        """Pictures for the rows from `row` on, their captions from `caption_row` on; returns how many captions.
+
+        Those of an id that is there already take its place.
+        """
+        self._drop([item.id for item in items if self.has(item.id)])
         rows = range(row, row + len(items))
         texts = [(place, text) for place, item in zip(rows, items) for text in item.captions]
         self._db.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", [
@@ -110,19 +131,42 @@ class Catalogue:
         self._db.executemany("INSERT INTO captions VALUES (?, ?, ?)", [
             (caption_row + n, place, text) for n, (place, text) in enumerate(texts)])
         self._db.executemany("INSERT INTO thumbnails VALUES (?, ?)", list(zip(rows, thumbnails)))
-        self._db.executemany("DELETE FROM skipped WHERE id = ?", [(item.id,) for item in items])
+        self._db.executemany("INSERT INTO files VALUES (?, ?, ?)", [
+            (place, *item.stamp) for place, item in zip(rows, items) if item.stamp is not None])
+        self.unskip(item.id for item in items)
         return len(texts)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Forget pictures with their captions and thumbnails. Raises `ValueError` for an id that is not there."""
         for name in ids:
-            row = self.row(name)
-            for table, column in (("items", "row"), ("captions", "item"), ("thumbnails", "row")):
-                self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (row,))
+            self.row(name)
+            self._drop([name])
+
+    def _drop(self, names: Sequence[str]) -> None:
+        for table, column in (("captions", "item"), ("thumbnails", "row"), ("files", "row"), ("items", "row")):
+            self._db.executemany(f"DELETE FROM {table} WHERE {column} = (SELECT row FROM items WHERE id = ?)",
+                                 [(name,) for name in names])
+
+    def keep_out(self, ids: Iterable[str]) -> None:
+        """Note pictures that are not to come in again."""
+        self._db.executemany("INSERT OR REPLACE INTO removed VALUES (?)", [(name,) for name in ids])
+
+    def let_in(self, ids: Iterable[str]) -> None:
+        """Take back what `keep_out` noted of these."""
+        self._db.executemany("DELETE FROM removed WHERE id = ?", [(name,) for name in ids])
+
+    def kept_out(self) -> set[str]:
+        """Ids of the pictures that are not to come in again."""
+        return {name for (name,) in self._db.execute("SELECT id FROM removed")}
 
     def skip(self, reasons: Mapping[str, str]) -> None:
-        """Note pictures that could not be read."""
+        """Note pictures that could not be read; what they were before is forgotten."""
+        self._drop(list(reasons))
         self._db.executemany("INSERT OR REPLACE INTO skipped VALUES (?, ?)", list(reasons.items()))
+
+    def unskip(self, ids: Iterable[str]) -> None:
+        """Forget that these could not be read."""
+        self._db.executemany("DELETE FROM skipped WHERE id = ?", [(name,) for name in ids])
 
     def skipped(self) -> dict[str, str]:
         """Pictures that could not be read, with the reason."""
@@ -135,6 +179,15 @@ class Catalogue:
     def ids(self) -> list[str]:
         """Every picture's id, in the order in which they came."""
         return [name for (name,) in self._db.execute("SELECT id FROM items ORDER BY row")]
+
+    def paths(self) -> dict[str, str | None]:
+        """Every picture's id with the file it was read from."""
+        return dict(self._db.execute("SELECT id, path FROM items ORDER BY row"))
+
+    def stamps(self) -> dict[str, tuple[int, int] | None]:
+        """Every picture's id with the `Item.stamp` of its file."""
+        found = self._db.execute("SELECT id, size, changed FROM items LEFT JOIN files USING (row)")
+        return {name: _stamp(size, changed) for name, size, changed in found}
 
     def row(self, name: str) -> int:
         """Row of a picture. Raises `ValueError` for an id that is not there."""
@@ -149,17 +202,19 @@ class Catalogue:
 
     def item(self, name: str) -> Item:
         """Everything known of a picture."""
-        row, width, height, path, tags = self._db.execute(
-            "SELECT row, width, height, path, tags FROM items WHERE id = ?", (name,)).fetchone() or (self.row(name),)
+        row, width, height, path, tags, *stamp = self._db.execute(
+            "SELECT row, width, height, path, tags, size, changed FROM items LEFT JOIN files USING (row) "
+            "WHERE id = ?", (name,)).fetchone() or (self.row(name),)
         texts = [text for (text,) in self._db.execute("SELECT text FROM captions WHERE item = ? ORDER BY row", (row,))]
-        return Item(name, width, height, texts, json.loads(tags), path)
+        return Item(name, width, height, texts, json.loads(tags), path, _stamp(*stamp))
 
     def entries(self, after: int, limit: int) -> list[tuple[int, Item, list[int]]]:
         """Pictures by row from `after` (exclusive) on, at most `limit`: (row, item, rows of its captions)."""
-        found = self._db.execute("SELECT row, id, width, height, path, tags FROM items WHERE row > ? "
-                                 "ORDER BY row LIMIT ?", (after, limit)).fetchall()
-        entries = {row: (row, Item(name, width, height, [], json.loads(tags), path), [])
-                   for row, name, width, height, path, tags in found}
+        found = self._db.execute("SELECT row, id, width, height, path, tags, size, changed FROM items "
+                                 "LEFT JOIN files USING (row) WHERE row > ? ORDER BY row LIMIT ?",
+                                 (after, limit)).fetchall()
+        entries = {row: (row, Item(name, width, height, [], json.loads(tags), path, _stamp(*stamp)), [])
+                   for row, name, width, height, path, tags, *stamp in found}
         said = self._db.execute("SELECT row, item, text FROM captions WHERE item IN (SELECT value FROM json_each(?)) "
                                 "ORDER BY row", (json.dumps(list(entries)),))
         for caption_row, row, text in said:
@@ -198,3 +253,7 @@ class Catalogue:
         rows = np.fromiter((row for (row,) in found), np.int64)
         mask[rows[rows < length]] = True
         return mask
+
+
+def _stamp(size: int | None, changed: int | None) -> tuple[int, int] | None:
+    return None if size is None else (size, changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,8 @@ class Pictures:
     """What `safe_open_image` takes for each, or a call without arguments that gives it."""
     captions: Sequence[list[str]]
     tags: Sequence[list[str]]
+    folder: Path | None = None
+    """The folder that they are all the pictures of, ids being paths inside it; None where they are of none."""
 
     def __post_init__(self):
         if len(set(self.ids)) < len(self.ids):
@@ -64,12 +67,33 @@ class Pictures:
 
         Raises `BadImage` where it cannot be read.
         """
-        source = self.sources[i]() if callable(self.sources[i]) else self.sources[i]
+        source = self._source(i)
+        stamp = _stamp(source)  # before it is read: a change in the meantime is then seen the next time
         image = safe_open_image(source, at_least=2 * size)
-        path = str(Path(source).resolve()) if isinstance(source, (str, Path)) else None
+        path = os.path.abspath(source) if isinstance(source, (str, Path)) else None
         texts = [text for text in self.captions[i] if clean(text)]
-        item = Item(self.ids[i], *_seen_size(source, image), texts, list(self.tags[i]), path)
+        item = Item(self.ids[i], *_seen_size(source, image), texts, list(self.tags[i]), path, stamp)
         return to_uint8(image, size), item, thumbnail(image)
+
+    def changed(self, i: int, stamp: tuple[int, int]) -> bool:
+        """Is the file of picture i another than the one that had this `Item.stamp`? Not where it is no file now."""
+        try:
+            source = self._source(i)
+        except BadImage:
+            return True
+        return isinstance(source, (str, Path)) and _stamp(source) != stamp
+
+    def _source(self, i: int) -> Any:
+        return self.sources[i]() if callable(self.sources[i]) else self.sources[i]
+
+
+def _stamp(source: Any) -> tuple[int, int] | None:
+    """`Item.stamp` of a file as it is now; None of what is no file, or not there."""
+    try:
+        found = os.stat(source) if isinstance(source, (str, Path)) else None
+    except OSError:
+        return None
+    return found and (found.st_size, found.st_mtime_ns)
 
 
 def pictures(source: str | Path | Dataset | Pictures | Sequence[str | Path]) -> Pictures:
@@ -87,17 +111,26 @@ def pictures(source: str | Path | Dataset | Pictures | Sequence[str | Path]) -> 
 def find(root: str, split: str, image_size: int) -> Pictures:
     """The pictures that `root` names: a data set's `split` where it is one, else every image in a folder, or one file.
 
+    Raises `ValueError` where it is neither, and for a data set without this split.
+    """
+    return data_or_images(root, lambda config: replace(of_data(open_data(config, split, image_size)),
+                                                       name=f"{root} {split}"))
+
+
+def data_or_images(root: str, read: Callable[[DataConfig], Pictures]) -> Pictures:
+    """What `read` makes of `root` where it is a data set, else every image in a folder, or one file.
+
     A folder of images may hold files that look like captions and are none; the log says so. Raises `ValueError` where
-    it is neither, and for a data set without this split.
+    it is neither, and what `read` raises.
     """
     path = Path(root).expanduser()
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return of_files([path])
+        return replace(of_files([path]), name=root)
     if path.is_dir() and not _recognised(path):
         return of_folder(path)
     config = DataConfig(root=root)
     try:
-        return replace(of_data(open_data(config, split, image_size)), name=f"{root} {split}")
+        return read(config)
     except ValueError:
         reason = _unreadable(config) if path.is_dir() else ""
         if not reason or not _image_files(path):
@@ -115,13 +148,12 @@ def _recognised(folder: Path) -> bool:
 
 
 def _unreadable(config: DataConfig) -> str:
-    """Why a split of a data set on disk cannot be read; nothing where all can, whatever is in them."""
+    """Why a split of a data set on disk cannot be read, or that none lists an image; nothing where it is one."""
     try:
-        for read in find_splits(config).values():
-            read()
+        listings = [read() for read in find_splits(config).values()]
     except ValueError as error:
         return str(error)
-    return ""
+    return "" if any(listing.image_ids for listing in listings) else "its tables list no images"
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -139,7 +171,7 @@ def of_folder(folder: Path) -> Pictures:
         raise ValueError(f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) in it")
     inside = [path.relative_to(folder) for path in files]
     return Pictures(str(folder), [path.as_posix() for path in inside], files, [[]] * len(files),
-                    [list(path.parts[:-1]) for path in inside])
+                    [list(path.parts[:-1]) for path in inside], Path(os.path.abspath(folder)))
 
 
 def of_files(files: Sequence[str | Path]) -> Pictures:
@@ -154,7 +186,9 @@ def of_files(files: Sequence[str | Path]) -> Pictures:
 
 
 def of_data(dataset: Dataset) -> Pictures:
-    """A data set as `open_data` gives it, with its captions."""
+    """A data set as `open_data` gives it, with its captions. Raises `ValueError` for one without images."""
+    if not len(dataset):
+        raise ValueError("gallery: a data set without images")
     readers = [_Reader(dataset.listing.read, i) for i in range(len(dataset))]
     return Pictures("data set", list(dataset.image_ids), readers, dataset.captions, [[]] * len(dataset))
 

@@ -7,7 +7,7 @@
       images.two-stage.faiss …      what approximate search has learned; made anew where it is missing
 
     encoder = Encoder(*bitgen.load("runs/scenes"))
-    index = Index.build("photos.index", "photos/", encoder)            # again: goes on, or takes in what is new
+    index = Index.build("photos.index", "photos/", encoder)            # again: goes on, or follows what changed
     index = Index.open("photos.index", encoder)                        # refused where the model is another
     hits = index.search(encoder.text(["a red ring"]), k=5)             # hits.ids[0], hits.scores[0]
     index.search(encoder.images(["ring.png"]), captions=True)          # hits.texts[0] too
@@ -29,7 +29,7 @@ from bitgen.catalogue import Item
 from bitgen.engine import ENGINES, Exact, Shortlist, make_engine
 from bitgen.gallery import pictures
 from bitgen.images import BadImage, safe_open_image
-from bitgen.indexing import Progress, fill, fill_in_parts
+from bitgen.indexing import Progress, fill, fill_in_parts, leave_out
 from bitgen.processes import launched
 from bitgen.query import Encoder, Hits
 from bitgen.store import SIDES, Store
@@ -67,6 +67,9 @@ class Index:
               engine: str = "auto", batch_size: int = 64, progress: Progress | None = None) -> Index:
         """Index what is in `gallery` and not yet in the index; stopped at any point, the next call goes on.
 
+        Files that changed since they were read are encoded anew; those that are gone from a folder are left out, and
+        the log names them; what was removed stays out until `restore` or `add`.
+
         gallery: a folder of images, a data set of `open_data`, a list of files, or `Pictures`. captions: encode their
         captions too. progress: called with (pictures done, pictures in all); by default a bar on a terminal.
         Unreadable files are left out and named in `skipped`. Under `torchrun` every process does its share. Raises
@@ -82,9 +85,12 @@ class Index:
         rank, world = launched()
         how = {"encoder": encoder, "batch_size": batch_size, "progress": progress}
         if world > 1:
-            return cls(fill_in_parts(folder, source, create, rank, world, **how), engine)
-        store = create(folder)
-        fill(store, source, **how)
+            store = fill_in_parts(folder, source, create, rank, world, **how)
+        else:
+            store = create(folder)
+            fill(store, source, **how)
+        if not rank:
+            leave_out(store, source)
         return cls(store, engine)
 
     def require(self, encoder: Encoder) -> None:
@@ -104,15 +110,31 @@ class Index:
         if taken:
             raise ValueError(f"{self.folder}: {taken[0]!r} is in the index already; remove it first")
         with self._lock:
+            with self.catalogue.transaction():
+                self.catalogue.let_in(source.ids)
             fill(self.store, source, encoder, progress=progress)
             self._refresh()
         return [name for name in source.ids if name in self]
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Take pictures out, with captions and thumbnails. Raises `ValueError` for an id that is not there."""
+        """Take pictures out, with captions and thumbnails, and keep them out when the gallery is built again.
+
+        Raises `ValueError` for an id that is not there.
+        """
         with self._lock:
-            self.store.remove([ids] if isinstance(ids, str) else ids)
+            self.store.remove([ids] if isinstance(ids, str) else ids, for_good=True)
             self._refresh()
+
+    def restore(self, ids: Iterable[str]) -> None:
+        """Let pictures that were removed come in again when the gallery is next built.
+
+        Raises `ValueError` for an id that was not removed.
+        """
+        ids = [ids] if isinstance(ids, str) else list(ids)
+        with self._lock, self.catalogue.transaction():
+            if strange := set(ids) - self.removed:
+                raise ValueError(f"{self.folder}: {min(strange)!r} was not removed from this index")
+            self.catalogue.let_in(ids)
 
     def _refresh(self) -> None:
         """What was derived from the rows is derived anew when it is next needed."""
@@ -167,6 +189,11 @@ class Index:
         """Files that could not be read, with the reason."""
         return self.catalogue.skipped()
 
+    @property
+    def removed(self) -> set[str]:
+        """Ids that `remove` took out and that stay out."""
+        return self.catalogue.kept_out()
+
     # Searching --------------------------------------------------------------------------------------------
 
     def search(self, features: np.ndarray, k: int = 10, *, captions: bool = False,
@@ -176,8 +203,12 @@ class Index:
         no more.
 
         where: filters by name, see `catalogue.FILTERS`. threshold: lowest cosine. distinct: of results that are closer
-        to each other than this cosine only the best stays. Raises `ValueError` for queries of another width.
+        to each other than this cosine only the best stays. Raises `ValueError` for queries of another width, and where
+        one of the two is no number.
         """
+        for name, cosine in (("threshold", threshold), ("distinct", distinct)):
+            if cosine is not None and np.isnan(cosine):
+                raise ValueError(f"{name}: expected a cosine, got {cosine}")
         side = SIDES[captions]
         queries = self._checked(features, k, side)
         rows, engine = self._engine(side)

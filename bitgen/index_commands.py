@@ -16,11 +16,13 @@ from bitgen.index import Index
 from bitgen.parquet import export
 from bitgen.processes import launched
 from bitgen.query import Encoder, mix, rerank
+from bitgen.tokenizer import clean
 
 
 @dataclass
 class Build:
-    """Encode a gallery once, to search in. Called again it goes on where it stopped, or takes in what is new."""
+    """Encode a gallery once, to search in. Called again it goes on where it stopped, takes in what is new or changed,
+    and leaves out what is gone from the folder; what was removed stays out."""
 
     gallery: tyro.conf.Positional[str]
     """Folder of images, one image, or a data set as `data.root` of training takes it."""
@@ -42,7 +44,17 @@ class Build:
 
 @dataclass
 class Remove:
-    """Take pictures out of an index."""
+    """Take pictures out of an index. They stay out when it is built again, until `bitgen index restore`."""
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    ids: tyro.conf.Positional[list[str]]
+    """Ids of the pictures."""
+
+
+@dataclass
+class Restore:
+    """Let pictures that were removed come in again, when the index is next built."""
 
     index: tyro.conf.Positional[str]
     """Folder of the index."""
@@ -107,11 +119,11 @@ class Search:
     """Device to compute on."""
 
 
-CHANGES = {"remove": Remove, "duplicates": Duplicates, "export": Export}
+CHANGES = {"remove": Remove, "restore": Restore, "duplicates": Duplicates, "export": Export}
 
 
 def index(argv: list[str]) -> int:
-    """`bitgen index GALLERY …`, and `bitgen index remove`, `duplicates` and `export`."""
+    """`bitgen index GALLERY …`, and `bitgen index remove`, `restore`, `duplicates` and `export`."""
     if argv and argv[0] in CHANGES:
         return _change(tyro.extras.subcommand_cli_from_dict(CHANGES, prog="bitgen index", args=argv))
     options = tyro.cli(Build, prog="bitgen index", args=argv,
@@ -126,16 +138,21 @@ def index(argv: list[str]) -> int:
     built.made_by(str(local.resolve()) if local.is_dir() else options.checkpoint)
     for name, reason in built.skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
+    if removed := built.removed.intersection(gallery.ids):
+        print(f"{len(removed)} stay out, as they were removed: `bitgen index restore` lets them in", file=sys.stderr)
     print(f"{options.out}: {len(built)} images, {built.catalogue.count('captions')} captions, "
           f"{len(built.skipped)} unreadable")
     return 0
 
 
-def _change(options: Remove | Duplicates | Export) -> int:
+def _change(options: Remove | Restore | Duplicates | Export) -> int:
     found = Index.open(options.index)
     if isinstance(options, Remove):
         found.remove(options.ids)
         print(f"{options.index}: {len(found)} images")
+    elif isinstance(options, Restore):
+        found.restore(options.ids)
+        print(f"{options.index}: {len(options.ids)} come in when it is next built")
     elif isinstance(options, Duplicates):
         for group in found.duplicates(options.closer):
             print("\t".join(group))
@@ -153,6 +170,8 @@ def search(argv: list[str]) -> int:
         raise ValueError(f"{options.index}: does not say which model built it: name it with --checkpoint")
     encoder = Encoder(*load(checkpoint, device=options.device))
     gallery.require(encoder)
+    if options.captions and not gallery.catalogue.count("captions"):
+        raise ValueError(f"{options.index}: this index has no captions")
     hits = gallery.search(_query(options, encoder), options.k, captions=options.captions, where=_filters(options.where),
                           threshold=options.threshold, distinct=options.distinct)
     if options.rerank:
@@ -162,11 +181,15 @@ def search(argv: list[str]) -> int:
         columns[1:1] = [[f"{match:.3f}" for match in hits.matches[0]], [f"{told:+.1f}" for told in hits.told[0]]]
     for row in zip(*columns):
         print("\t".join(row))
+    if not hits.ids[0]:
+        print("nothing found", file=sys.stderr)
     return 0
 
 
 def _query(options: Search, encoder: Encoder) -> np.ndarray:
     """The one query (1, D) that words, images and minus words make together."""
+    if not all(map(clean, options.words + options.minus)):
+        raise ValueError("words: a blank says nothing to look for")
     features = [*(encoder.text([words]) for words in options.words), *(encoder.images([f]) for f in options.image),
                 *(encoder.text([words]) for words in options.minus)]
     weights = options.weights or [1.0] * len(features)

@@ -7,6 +7,7 @@ time-out when one process has slower pictures. Whatever is killed goes on where 
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from bitgen.listing import digest
 from bitgen.query import Encoder
 from bitgen.store import CATALOGUE, Store
 
+log = logging.getLogger(__name__)
+
 PARTS = "parts"
 POLL = 0.1  # seconds between two looks at what the other processes have done
 Progress = Callable[[int, int], None]
@@ -26,9 +29,11 @@ Progress = Callable[[int, int], None]
 
 def fill(store: Store, source: Pictures, encoder: Encoder, batch_size: int = 64, progress: Progress | None = None,
          done: Store | None = None) -> None:
-    """Encode the pictures that are not in `store` (or `done`) yet; unreadable ones are noted as skipped."""
-    stores = [store] if done is None else [store, done]
-    missing = [i for i, name in enumerate(source.ids) if not any(one.catalogue.has(name) for one in stores)]
+    """Encode the pictures that are not in `store` (or `done`) yet, or were other files then.
+
+    Unreadable ones are noted as skipped, and what was removed stays out.
+    """
+    missing = _missing(source, [store] if done is None else [done, store])
     already = len(source) - len(missing)
     for batch in loaded(source.select(missing), encoder.image_size, batch_size, progress, already):
         if batch.items:
@@ -38,6 +43,32 @@ def fill(store: Store, source: Pictures, encoder: Encoder, batch_size: int = 64,
         if batch.bad:
             with store.catalogue.transaction():
                 store.catalogue.skip(batch.bad)
+
+
+def _missing(source: Pictures, stores: list[Store]) -> list[int]:
+    """Positions of the pictures to be encoded; of what several stores hold the last one counts."""
+    known: dict[str, tuple[int, int] | None] = {}
+    removed: set[str] = set()
+    for store in stores:
+        known |= store.catalogue.stamps()
+        removed |= store.catalogue.kept_out()
+    return [i for i, name in enumerate(source.ids) if name not in removed and
+            (name not in known or known[name] is not None and source.changed(i, known[name]))]
+
+
+def leave_out(store: Store, source: Pictures) -> None:
+    """Take out what lay in the folder of `source` and does no longer; the log names it."""
+    if source.folder is None:
+        return
+    listed = set(source.ids)
+    gone = [name for name, path in store.catalogue.paths().items()
+            if name not in listed and path == str(source.folder / name)]
+    store.remove(gone)
+    for name in gone:
+        log.warning("left out %s: no longer in %s", name, source.folder)
+    with store.catalogue.transaction():
+        store.catalogue.unskip(name for name in store.catalogue.skipped()
+                               if name not in listed and not (source.folder / name).exists())
 
 
 def fill_in_parts(folder: Path, source: Pictures, create: Callable[[Path], Store], rank: int, world: int,
@@ -57,7 +88,9 @@ def fill_in_parts(folder: Path, source: Pictures, create: Callable[[Path], Store
         while not _whole(place, share):
             time.sleep(POLL)
     whole = create(folder)
-    for place in sorted((folder / PARTS).iterdir()):
+    for place in places:
+        whole.copy(Store(place), newer=True)
+    for place in sorted((folder / PARTS).iterdir()):  # what is left of builds by another number of processes
         whole.copy(Store(place))
     shutil.rmtree(folder / PARTS)
     return whole

@@ -76,10 +76,16 @@ class Store:
             self.catalogue.set_fact("images", row + len(items))
             self.catalogue.set_fact("captions", caption_row + texts)
 
-    def copy(self, other: Store) -> None:
-        """Append the pictures of another store that are not here yet; removed ones do not come along."""
+    def copy(self, other: Store, newer: bool = False) -> None:
+        """Append the pictures of another store that are not here yet; removed ones do not come along.
+
+        newer: what the other store found in a file that has changed takes the place of what is here; else a file that
+        could not be read here stays out too.
+        """
+        here = self.catalogue.stamps() | ({} if newer else self.catalogue.skipped())
         for entries in other.chunks():
-            entries = [entry for entry in entries if not self.catalogue.has(entry[1].id)]
+            entries = [entry for entry in entries
+                       if entry[1].id not in here or newer and entry[1].stamp != here[entry[1].id]]
             if not entries:
                 continue
             rows, items, caption_rows = zip(*entries)
@@ -87,7 +93,8 @@ class Store:
             self.append(items, [other.catalogue.thumbnail(item.id) for item in items],
                         other.rows("images")[list(rows)], other.rows("captions")[said] if self.with_captions else None)
         with self.catalogue.transaction():
-            self.catalogue.skip(other.catalogue.skipped())
+            self.catalogue.skip({name: reason for name, reason in other.catalogue.skipped().items()
+                                 if newer or name not in here})
 
     def chunks(self) -> Iterator[list[tuple[int, Item, list[int]]]]:
         """All pictures in order, some at a time: (row, item, rows of its captions)."""
@@ -96,10 +103,16 @@ class Store:
             yield entries
             after = entries[-1][0]
 
-    def remove(self, ids: Iterable[str]) -> None:
-        """Take pictures out. Raises `ValueError` for an id that is not there; then none is taken out."""
+    def remove(self, ids: Iterable[str], for_good: bool = False) -> None:
+        """Take pictures out, `for_good` where filling the store again is not to bring them back.
+
+        Raises `ValueError` for an id that is not there; then none is taken out.
+        """
+        ids = list(ids)
         with self.catalogue.transaction():
             self.catalogue.remove(ids)
+            if for_good:
+                self.catalogue.keep_out(ids)
 
     def _file(self, side: str) -> Path:
         return self.folder / f"{side}.features"

@@ -16,10 +16,11 @@ pytest.importorskip("faiss")
 
 from app import api, caption, limits, look, search
 from app.bench import Bench
-from app.gallery import Brought, Uploads
+from app.gallery import Brought, Uploads, find_pictures, open_gallery
 from app.guard import foreign
 from app.models import Choice, Models, Recent, View
 from app.search import Query, Wish
+from bitgen.gallery import find
 from bitgen.matching import TO_IMAGES
 
 
@@ -202,6 +203,32 @@ def test_of_near_duplicates_the_best_alone_is_shown(bench, place):
     assert len(both) == 8 and len(once) <= 4 and once[0] == both[0]
     kept = bench.gallery(view).index.features([hit.name for hit in once])
     assert (kept @ kept.T - np.eye(len(kept)) < limits.ALIKE).all()
+
+
+def test_a_file_of_something_else_makes_no_data_set_of_a_folder(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    for name in ("notes.txt", "album.json"):
+        (tmp_path / name).write_text("[]")
+        assert find_pictures(str(tmp_path), 32).ids == find(str(tmp_path), "test", 32).ids == ["a.png"]
+    with pytest.raises(ValueError, match="no such file or folder"):
+        find_pictures(str(tmp_path / "nowhere"), 32)
+
+
+def test_a_gallery_follows_its_folder(bench, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png())
+    loaded = bench.model(bench.start)
+
+    def opened():
+        return open_gallery(find_pictures(str(tmp_path), 32), loaded, tmp_path / "indexes")
+
+    first = opened().index.features(["a.png"])
+    (tmp_path / "a.png").write_bytes(png("blue", (30, 30)))
+    (tmp_path / "b.png").rename(tmp_path / "away")
+    changed = opened()
+    assert changed.ids == ["a.png"] and np.abs(changed.index.features(["a.png"]) - first).max() > 1e-3
+    (tmp_path / "away").rename(tmp_path / "b.png")
+    assert sorted(opened().ids) == ["a.png", "b.png"]
 
 
 def test_tags_narrow_a_gallery_without_captions(bench, place):

@@ -75,6 +75,8 @@ def test_distinct_results_are_no_copies_of_each_other(index, painter):
     (np.zeros((1, 9)), {}, r"\(queries, 8\), got shape \(1, 9\)"),
     (np.full((1, 8), np.nan), {}, "finite"),
     (np.zeros((1, 8)), {"k": 0}, "k: expected at least 1"),
+    (np.zeros((1, 8)), {"threshold": np.nan}, "threshold: expected a cosine, got nan"),
+    (np.zeros((1, 8)), {"distinct": float("nan")}, "distinct: expected a cosine, got nan"),
     (np.zeros((1, 8)), {"where": {"colour": "red"}}, "no filter 'colour'; there are tag"),
 ])
 def test_questions_that_cannot_be_answered(index, features, how, message):
@@ -161,6 +163,18 @@ def test_building_again_takes_in_what_is_new(tmp_path, painter):
     counting = Painter()
     index = Index.build(tmp_path, gallery([("red", "blue"), ("green", "red"), ("red", "red")]), counting)
     assert index.ids() == ["red blue", "red red", "green red"] and counting.encoded == 1
+
+
+def test_what_was_removed_stays_out_until_it_is_asked_for(index, painter):
+    index.remove(["red blue", "red red"])
+    counting = Painter()
+    again = Index.build(index.folder, gallery(), counting)
+    assert len(again) == 62 and counting.encoded == 0 and again.removed == {"red blue", "red red"}
+    with pytest.raises(ValueError, match="'white white' was not removed"):
+        again.restore(["red red", "white white"])
+    assert again.add(gallery([("red", "blue")]), painter) == ["red blue"] and again.removed == {"red red"}
+    again.restore("red red")
+    assert len(Index.build(index.folder, gallery(), painter)) == 64
 
 
 def test_duplicates_are_grouped(tmp_path, painter):

@@ -2,13 +2,15 @@
 
 import os
 import signal
+import sqlite3
 import threading
 
 import pytest
-from painted import COLOUR_PAIRS, COLOURS, WIDTH, Painter, gallery
+from painted import COLOUR_PAIRS, COLOURS, WIDTH, Painter, gallery, painted
 
 from bitgen import indexing
 from bitgen.catalogue import Catalogue
+from bitgen.gallery import pictures
 from bitgen.index import Index
 from bitgen.processes import launched
 from bitgen.store import Store
@@ -16,7 +18,7 @@ from bitgen.store import Store
 pytest.importorskip("faiss")
 
 
-def killed_at(call, folder, painter):
+def killed_at(call, folder, painter, source=None, batch_size=4):
     """Build in a process that is killed at its `call`-th step between two writes; True where it was."""
     child = os.fork()
     if child == 0:
@@ -36,7 +38,7 @@ def killed_at(call, folder, painter):
             for name in names:
                 setattr(owner, name, dying(getattr(owner, name)))
         try:
-            Index.build(folder, gallery(COLOUR_PAIRS), painter, batch_size=4)
+            Index.build(folder, source or gallery(COLOUR_PAIRS), painter, batch_size=batch_size)
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -87,6 +89,95 @@ def test_two_writers_take_turns(tmp_path, painter):
     assert len(index) == 24
     for name in index.ids():
         assert name in index.search(index.features([name]), k=3).ids[0], "features and ids went apart"
+
+
+# Folders that change --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of four pictures and of one that cannot be read."""
+    folder = tmp_path / "photos"
+    (folder / "sea").mkdir(parents=True)
+    for colour in ("red", "blue", "green"):
+        painted(colour, colour).save(folder / f"{colour}.png")
+    painted("cyan", "cyan").save(folder / "sea" / "cyan.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def change(photos):
+    """One picture is another now, one is gone, one can no longer be read, one is new; a broken one is gone."""
+    painted("pink", "pink").resize((40, 40)).save(photos / "red.png")
+    (photos / "blue.png").unlink()
+    (photos / "broken.png").unlink()
+    (photos / "sea" / "cyan.png").write_bytes(b"cut off")
+    painted("yellow", "yellow").save(photos / "yellow.png")
+
+
+def changed_as_it_should(index, painter):
+    found = {name: painter.text([colour]) for name, colour in (("red.png", "pink"), ("yellow.png", "yellow"))}
+    assert set(index.skipped) == {"sea/cyan.png"} and set(index.ids()) == {"green.png", *found}
+    for name, query in found.items():
+        hits = index.search(query, k=5)
+        assert hits.ids[0][0] == name and hits.scores[0][0] > 0.99 and len(hits.ids[0]) == 3
+    assert index.item("red.png").width == 40
+    return True
+
+
+def test_building_again_follows_the_folder(tmp_path, photos, painter, caplog):
+    built = Index.build(tmp_path / "index", photos, painter)
+    assert len(built) == 4
+    change(photos)
+    counting = Painter()
+    index = Index.build(tmp_path / "index", photos, counting)
+    assert changed_as_it_should(index, painter) and counting.encoded == 2
+    assert caplog.messages == [f"left out blue.png: no longer in {photos}"]
+    again = Index.build(tmp_path / "index", photos, counting)
+    assert counting.encoded == 2 and again.ids() == index.ids()
+
+
+def test_a_folder_says_nothing_of_what_came_from_elsewhere(tmp_path, photos, painter):
+    Index.build(tmp_path / "index", photos, painter)
+    Index.build(tmp_path / "index", photos / "sea", painter)
+    index = Index.build(tmp_path / "index", gallery(COLOUR_PAIRS), painter)
+    ids = index.ids()
+    assert len(ids) == 13
+    assert Index.build(tmp_path / "index", photos / "sea", painter).ids() == ids
+    assert Index.build(tmp_path / "index", [photos / "red.png"], painter).ids() == ids
+
+
+@pytest.mark.parametrize("call", range(1, 24, 2))
+def test_a_folder_that_changed_is_followed_after_a_kill_too(tmp_path, photos, painter, call):
+    Index.build(tmp_path / "index", photos, painter)
+    change(photos)
+    killed_at(call, tmp_path / "index", painter, photos, 1)
+    assert changed_as_it_should(Index.build(tmp_path / "index", photos, painter, batch_size=1), painter)
+
+
+def test_an_index_of_before_is_read_and_takes_in_what_is_new(tmp_path, photos, painter):
+    folder = tmp_path / "index"
+    Index.build(folder, photos, painter)
+    with sqlite3.connect(folder / "catalogue.sqlite") as old:
+        old.execute("DROP TABLE files")
+        old.execute("DROP TABLE removed")
+    old.close()
+    assert Index.open(folder).item("red.png").stamp is None
+    change(photos)
+    counting = Painter()
+    index = Index.build(folder, photos, counting)
+    assert counting.encoded == 1 and set(index.ids()) == {"red.png", "green.png", "sea/cyan.png", "yellow.png"}
+    index.remove("green.png")
+    assert "green.png" not in Index.build(folder, photos, counting)
+
+
+def test_parts_follow_a_folder_that_changed(tmp_path, photos, painter, monkeypatch):
+    Index.build(tmp_path / "index", photos, painter)
+    left = Store.create(tmp_path / "index" / "parts" / "2-of-7", painter.fingerprint, WIDTH, "float16", True, "photos")
+    indexing.fill(left, pictures(photos), painter)
+    change(photos)
+    build_parts(tmp_path / "index", photos, 2, monkeypatch)
+    assert changed_as_it_should(Index.open(tmp_path / "index"), painter)
 
 
 # Several processes ----------------------------------------------------------------------------------------

@@ -124,10 +124,24 @@ def test_the_command_line(tmp_path, tiny, capsys):
     assert cli.main(["search", out, "a red picture", "--rerank", "--k", "3"]) == 0
     assert all(len(line.split("\t")) == 4 for line in capsys.readouterr().out.splitlines())
     assert cli.main(["index", "remove", out, "cyan.png"]) == 0 and len(Index.open(out)) == 7
+    (photos / "red.png").unlink()
+    build = ["index", str(photos), "--checkpoint", str(run), "--out", out]
+    assert cli.main(build) == 0 and "6 images" in (said := capsys.readouterr()).out and "1 stay out" in said.err
+    assert cli.main(["index", "restore", out, "cyan.png"]) == cli.main(build) == 0 and len(Index.open(out)) == 7
+    capsys.readouterr()
+    assert cli.main(["search", out, "a red", "--threshold", "1.01"]) == 0
+    assert capsys.readouterr() == ("", "nothing found\n")
     for arguments, message in ((["search", out], "nothing to look for"),
                                (["search", out, "a", "--weights", "1", "2"], "2 for 1"),
                                (["search", out, "a", "--where", "red"], "KEY=VALUE"),
                                (["search", out, "a", "b", "--rerank"], "mixture"),
+                               (["search", out, "a circle", "--captions"], "this index has no captions"),
+                               (["search", out, "--image", str(photos / "blue.png"), "--captions", "--rerank"],
+                                "this index has no captions"),
+                               (["search", out, "a", "--threshold", "nan"], "threshold: expected a cosine, got nan"),
+                               (["search", out, ""], "a blank says nothing"),
+                               (["search", out, "a", "--minus", " \t"], "a blank says nothing"),
+                               (["index", "restore", out, "blue.png"], "'blue.png' was not removed"),
                                (["search", str(photos), "a"], "no index here")):
         assert cli.main(arguments) == cli.EXIT_INPUT
         assert message in capsys.readouterr().err
