@@ -43,7 +43,9 @@ IDLE_SECONDS = 60
 
 
 def text(value: str | None, name: str) -> str:
-    """`value` without outer spaces. Raises `ValueError` where it is too long."""
+    """`value` without outer spaces. Raises `ValueError` where it is no text, or too long."""
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name}: expected text, got {type(value).__name__}")
     value = (value or "").strip()
     if len(value) > TEXT:
         raise ValueError(f"{name}: {len(value)} characters; at most {TEXT}")

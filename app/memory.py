@@ -198,9 +198,16 @@ def known_of(bench: Bench, view: View) -> Known:
 
 
 def any_fact(bench: Bench, view: View) -> tuple[Image.Image, str]:
-    """A picture of the gallery with a caption of another one: a fact that the model cannot know."""
+    """A picture of the gallery with a caption of another one: a fact that the model cannot know.
+
+    Raises `ValueError` where the gallery has no captions.
+    """
     gallery = bench.gallery(view)
-    name, other = random.sample(gallery.sample, 2) if len(gallery.sample) > 1 else (gallery.ids[0],) * 2
+    if not gallery.captioned:
+        raise ValueError("this gallery has no captions to take: give a picture, and words of your own")
+    name, other = random.choice(gallery.ids), random.choice(gallery.captioned)
+    while other == name and len(gallery.captioned) > 1:
+        other = random.choice(gallery.captioned)
     return gallery.original(name), gallery.caption(other)
 
 

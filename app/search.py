@@ -156,8 +156,11 @@ def any_picture(bench: Bench, view: View) -> str:
 def summary(answer: Answer) -> str:
     """One line about an answer: what was searched, how fast, and what chance would do."""
     if not answer.hits:
-        return "Nothing passes the filters." if answer.wish.where else "Nothing is this similar."
+        filtered, floor = bool(answer.wish.where), answer.wish.floor > -1
+        return ("Nothing that passes the filters is this similar." if filtered and floor else
+                "Nothing passes the filters." if filtered else "Nothing is this similar.")
     things = ("captions" if answer.wish.find == "captions" else "pictures")[:None if answer.searched != 1 else -1]
+    things += ", filtered," * bool(answer.wish.where)
     parts = [f"{answer.searched:,} {things} in {1000 * answer.seconds:.0f} ms",
              f"best {max(hit.score for hit in answer.hits):.2f}, a random one {answer.typical:.2f}"]
     if answer.rank is not None:

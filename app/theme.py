@@ -56,11 +56,14 @@ CSS = """
 #slots label.selected, #slots label:focus-within {outline: 2px solid var(--color-accent);}
 #slots input {position: absolute; opacity: 0; pointer-events: none;}
 #slots label span {margin: 0; white-space: pre-line;}
+#facts label span {overflow-wrap: anywhere; min-width: 0;}
+#card table {display: block; overflow-x: auto;}
+#card :is(td, th) {word-break: normal;}
 
 #map {--g0: #0072b2; --g1: #e69f00; --g2: #009e73; --g3: #cc79a7; --g4: #56b4e9; --g5: #9a9a9a;
   --gq: var(--body-text-color);}
 #map, #map .html-container {padding: 0;}
-.dark #map {--g0: #4ea3dc; --g2: #2fc79b;}
+.dark #map {--g0: #4ea3dc; --g2: #2fc79b; --g4: #f0e442;}
 #map .map-frame {position: relative; border: 1px solid var(--border-color-primary); border-radius: var(--radius-sm);
   overflow: hidden; background: var(--background-fill-secondary);}
 #map svg {display: block; width: 100%; height: min(56vh, 600px); cursor: grab; touch-action: pan-y;}
@@ -127,8 +130,9 @@ def theme() -> gr.themes.Base:
         block_label_border_width="0px", block_label_text_color="*body_text_color_subdued",
         block_label_text_weight="500", block_title_text_weight="500",
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_600", button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_background_fill_dark="*primary_700", button_primary_background_fill_hover_dark="*primary_600",
         button_primary_text_color="white", button_primary_text_color_dark="white",
         body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400",
-        color_accent="*primary_700", input_placeholder_color="*neutral_500",
+        color_accent="*primary_700",
+        input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400",
         body_background_fill="white", body_background_fill_dark="*neutral_950")

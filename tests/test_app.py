@@ -189,6 +189,9 @@ def test_filters_thresholds_and_top_narrow_the_results(bench):
     assert search.search(bench, view, query, Wish(top=3)).hits == everything[:3]
     nothing = search.search(bench, view, query, Wish(contains="zebra"))
     assert nothing.hits == [] and search.summary(nothing) == "Nothing passes the filters."
+    unlike = search.search(bench, view, query, Wish(contains="red", floor=0.9999))
+    assert search.summary(unlike) == "Nothing that passes the filters is this similar."
+    assert "24 pictures, filtered, in" in search.summary(search.search(bench, view, query, Wish(contains="red")))
 
 
 def test_of_near_duplicates_the_best_alone_is_shown(bench, place):
@@ -452,6 +455,30 @@ def test_a_program_writes_facts_that_are_gone_with_the_answer(bench, place):
 def test_bad_requests_to_endpoints_say_what_is_wrong(bench, values, message):
     with pytest.raises(ValueError, match=message):
         api.endpoints(bench)[0](**values)
+
+
+@pytest.mark.parametrize("name, values, message", [
+    ("search", {"words": 5}, "words: expected text, got int"),
+    ("match", {"texts": "a red ring"}, "texts: expected a list"),
+    ("match", {"texts": [1, 2]}, "text: expected text, got int"), ("match", {"texts": None}, "texts: expected a list")])
+def test_requests_of_other_types_say_what_was_expected(bench, name, values, message):
+    endpoint = {endpoint.__name__: endpoint for endpoint in api.endpoints(bench)}[name]
+    with pytest.raises(ValueError, match=message):
+        endpoint(**({"image": base64.b64encode(png()).decode()} if name == "match" else {}), **values)
+
+
+def test_what_is_wrong_with_a_picture_is_told_without_the_folder_it_lies_in(bench, tmp_path):
+    import gradio
+
+    from app.pages import picture, plain
+
+    broken = tmp_path / "holiday.png"
+    broken.write_bytes(png()[:60])
+    sent = gradio.FileData(path=str(broken), orig_name="holiday.png")
+    given = picture(100, "picture").preprocess(sent)
+    with pytest.raises(gradio.Error) as told:
+        plain(caption.caption)(bench, bench.start, given)
+    assert told.value.message.startswith("holiday.png: ") and str(tmp_path) not in told.value.message
 
 
 def test_mcp_without_its_package_is_an_error(monkeypatch):

@@ -6,6 +6,7 @@ import functools
 import html
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
@@ -14,6 +15,7 @@ from gradio.utils import get_upload_folder
 from app import limits
 from app.bench import Bench
 from app.gallery import Gallery, Progress
+from bitgen.images import BadImage
 
 ASK = {"concurrency_id": "ask", "concurrency_limit": limits.ANSWERS, "api_visibility": "private"}
 """For events that answer at once, over all visitors; `app.pages.answers` says what they do where something has to be
@@ -43,6 +45,19 @@ class Shell:
     """To lead to another tab: output `gr.Tabs(selected=ID)` to it."""
 
 
+def picture(height: int, elem_id: str) -> gr.Image:
+    """Where a visitor puts a picture: a callback gets the path of its file.
+
+    What is wrong with the file is for who reads it to say: gradio opens every one to look at its mode, and fails
+    without a word.
+    """
+    shown = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], image_mode=None, height=height,
+                     elem_id=elem_id, elem_classes=["pixelated", "filled"])
+    opened = shown.preprocess
+    shown.preprocess = lambda given: given.path if given is not None and given.path else opened(given)
+    return shown
+
+
 def plain(callback: Callable) -> Callable:
     """`callback` with its `ValueError`s shown to the visitor, as text and not as HTML."""
     @functools.wraps(callback)
@@ -50,8 +65,14 @@ def plain(callback: Callable) -> Callable:
         try:
             return callback(*args, **kwargs)
         except ValueError as error:
-            raise gr.Error(html.escape(str(error)), title=FAILED, print_exception=False) from None
+            raise gr.Error(html.escape(reason(error)), title=FAILED, print_exception=False) from None
     return shown
+
+
+def reason(error: ValueError) -> str:
+    """What is wrong, without the folder in which the server keeps a visitor's picture."""
+    name, colon, why = str(error).partition(": ")
+    return Path(name).name + colon + why if isinstance(error, BadImage) else str(error)
 
 
 def watched(progress: gr.Progress) -> Progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from app import caption, limits
-from app.pages import ASK, Shell, plain
+from app.pages import ASK, Shell, picture, plain
 
 TITLE, ID = "Caption and match", "caption"
 COLUMNS = ["Text", "Cosine", "Match", "Share"]
@@ -17,8 +17,7 @@ def build(shell: Shell) -> None:
     bench, view = shell.bench, shell.view
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=260):
-            image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], image_mode=None,
-                             height=300, elem_id="caption-picture", elem_classes=["pixelated", "filled"])
+            image = picture(300, "caption-picture")
             with gr.Row(elem_classes="actions"):
                 another = gr.Button("One of the gallery", size="sm", elem_id="another")
         with gr.Column(scale=3, min_width=280):
@@ -26,7 +25,7 @@ def build(shell: Shell) -> None:
                 way = gr.Radio([("Greedy", "greedy"), ("Beam search", "beam"), ("Nucleus sampling", "nucleus")],
                                value="greedy", label="Caption by", elem_id="way")
                 temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Temperature of sampling", visible=False)
-                said = gr.Textbox(label="Caption", interactive=False, lines=1, max_lines=5, elem_id="said-of-it",
+                said = gr.Textbox(label="Caption", interactive=False, lines=1, max_lines=12, elem_id="said-of-it",
                                   placeholder="Give a picture, or take one of the gallery")
             with gr.Row(elem_classes="actions"):
                 go = gr.Button("Caption", variant="primary", size="sm", elem_id="go-caption")
@@ -73,6 +72,7 @@ def build(shell: Shell) -> None:
     way.input(sampling, way, temperature, show_progress="hidden", **ASK)
     image.upload(plain(told), asked, said, **ASK)
     another.click(plain(take), view, image, **ASK).success(plain(told), asked, said, **ASK)
+    image.change(lambda: ([], None, ""), None, [fits, classes, chance], show_progress="hidden", **ASK)  # of another one
     match.click(plain(scored), [view, image, texts], fits, **ASK)
     classify.click(plain(chosen), [view, image, labels, template], [classes, chance], **ASK)
 

@@ -8,7 +8,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from app import limits, memory, saved, slots
 from app.memory import Edits, Told
-from app.pages import ASK, LOAD, WAIT, Shell, plain, thumbnail
+from app.pages import ASK, LOAD, WAIT, Shell, picture, plain, thumbnail
 from app.pages.figure import figure
 
 TITLE, ID = "Memory", "memory"
@@ -22,8 +22,7 @@ def build(shell: Shell) -> None:
                 "the model and other visitors never see it.")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=260):
-            image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], image_mode=None,
-                             height=230, elem_id="fact-picture", elem_classes=["pixelated", "filled"])
+            image = picture(230, "fact-picture")
             words = gr.Textbox(label="Words", placeholder="my neighbour's red ring", lines=1, max_lines=3,
                                max_length=memory.WORDS, elem_id="fact-words")
             with gr.Row(elem_classes="actions"):
@@ -119,7 +118,10 @@ def build(shell: Shell) -> None:
                 figure(slots.likeness(bench, view), "Similarity between slots"))
 
     def capacity_drawn(view):
-        drawn, line = slots.capacity(bench, view)
+        try:
+            drawn, line = slots.capacity(bench, view)
+        except ValueError as error:  # it is said where the answer would stand
+            return str(error), ""
         return line, figure(drawn, line)
 
     state = [edits, facts, note, forget, undo, file]
@@ -128,6 +130,7 @@ def build(shell: Shell) -> None:
     on = {"show_progress_on": note, **ASK}
     write.click(plain(written), [view, edits, image, words], both, **on)
     ask.click(plain(asked), [view, edits, image], both[len(state):], **on)
+    image.change(lambda: [""] * 6, None, both[len(state):], show_progress="hidden", **ASK)  # of another one
     forget.click(plain(forgotten), [view, edits, facts, image], both, **on)
     undo.click(plain(undone), [view, edits, image], both, **on)
     save.click(plain(prepared), [view, edits], file, **ASK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from app import limits, search
-from app.pages import ASK, Shell, looking, plain, thumbnail
+from app.pages import ASK, Shell, looking, picture, plain, thumbnail
 from app.search import Answer, Hit, Query, Wish
 
 TITLE, ID = "Search", "search"
@@ -27,8 +27,7 @@ def build(shell: Shell) -> None:
                 rerank = gr.Checkbox(label="Re-rank", info="Words and picture are read together",
                                      min_width=200, elem_id="rerank")
         with gr.Column(scale=2, min_width=220, elem_id="ask-picture"):
-            image = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], image_mode=None,
-                             height=176, elem_id="picture", elem_classes=["pixelated", "filled"])
+            image = picture(176, "picture")
             with gr.Row(elem_classes="actions"):
                 surprise = gr.Button("One of the gallery", size="sm", min_width=80, elem_id="surprise")
                 clear = gr.Button("Clear", size="sm", min_width=80, elem_id="clear")
