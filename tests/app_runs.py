@@ -1,6 +1,7 @@
 """Runs and galleries for the app's tests: tiny random models that know some words, and a few drawn scenes."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -53,3 +54,10 @@ def write_metrics(folder: Path, steps: int = 100, **later) -> None:
     config = to_dict(Config())
     config["optim"]["warmup_steps"] = 10
     (folder / "run.json").write_text(json.dumps(config))
+
+
+def png(colour: str = "red", size: tuple[int, int] = (20, 20)) -> bytes:
+    """A picture of one colour, as a file."""
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()

@@ -1,23 +1,19 @@
-"""The app without a browser: choosing, searching, looking, captions, uploads, limits, endpoints, what is refused."""
+"""The app without a browser: choosing, searching, looking, captions."""
 
-import base64
-import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-from app_runs import write_gallery, write_run
+from app_runs import png, write_run
 from PIL import Image
 
 pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
-from app import api, caption, limits, look, search
+from app import caption, limits, look, search
 from app.bench import Bench
-from app.gallery import Brought, Uploads, find_pictures, open_gallery
-from app.guard import foreign
+from app.gallery import find_pictures, open_gallery
 from app.models import Choice, Models, Recent, View
 from app.search import Query, Wish
 from bitgen.gallery import find
@@ -25,29 +21,14 @@ from bitgen.matching import TO_IMAGES
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """runs/first with a checkpoint, runs/second, gallery/ with captions, plain/ without, tagged by its sub-folders."""
-    place = tmp_path_factory.mktemp("app")
-    for seed, name in enumerate(("first", "second")):
-        write_run(place / "runs" / name, seed)
-    write_run(place / "runs" / "first" / "checkpoint-7", seed=5)
-    write_gallery(place / "gallery")
+def place(place):
+    """With runs/second, and plain/, pictures without captions that their sub-folders tag."""
+    write_run(place / "runs" / "second", seed=1)
     for i in range(6):
         file = place / "plain" / ("warm" if i % 2 else "cold") / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 32), (40 * i, 90, 255 - 40 * i)).save(file)
     return place
-
-
-@pytest.fixture(scope="module")
-def bench(place):
-    return Bench(str(place / "runs/first"), str(place / "gallery"), place / "runs")
-
-
-def png(colour="red", size=(20, 20)):
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
-    return file.getvalue()
 
 
 # Choosing ---------------------------------------------------------------------------------------------------
@@ -351,144 +332,3 @@ def test_classification_is_by_the_users_own_labels(bench, place):
 def test_bad_captions_and_labels_are_refused(bench, place, call, message):
     with pytest.raises(ValueError, match=message):
         call(bench, str(place / "gallery/scene-00.png"))
-
-
-# Uploads ----------------------------------------------------------------------------------------------------
-
-
-def test_an_upload_is_searched_and_bad_files_are_named(bench, tmp_path):
-    (tmp_path / "good.png").write_bytes(png("red"))
-    (tmp_path / "other.png").write_bytes(png("blue"))
-    (tmp_path / "page.png").write_bytes(b"<script>alert(1)</script>")
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    files = [str(tmp_path / name) for name in ("good.png", "page.png", "other.png", "empty.jpg")]
-    key, refused = bench.uploads.add(files, bench.model(bench.start))
-    assert refused == ["page.png: no JPEG, PNG, WEBP, GIF, BMP picture", "empty.jpg: empty file"]
-    view = bench.open(View(bench.start.choice, key))
-    assert [hit.name for hit in search.search(bench, view, Query(file=files[0]), Wish(top=1)).hits] == ["good.png"]
-    for file in files:
-        Path(file).unlink()  # the server keeps its own copy, small and re-encoded
-    other = bench.open(View(Choice(bench.start.choice.source, "checkpoint-7"), key))
-    assert len(search.search(bench, other, Query("a red ring")).hits) == 2
-    assert look.look(bench, other, "good.png", None, "a red ring").words == ["a", "red", "ring"]
-    bench.close(view)
-    with pytest.raises(ValueError, match="upload them again"):
-        bench.open(View(Choice(str(bench.models.runs[1])), key))
-
-
-def test_an_upload_without_a_picture_is_refused_by_name(bench, tmp_path):
-    (tmp_path / "a.png").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="a.png: no JPEG"):
-        bench.uploads.add([str(tmp_path / "a.png")], bench.model(bench.start))
-
-
-def test_a_session_uploads_so_many_files_and_bytes_in_all(tmp_path, monkeypatch):
-    file = tmp_path / "a.png"
-    file.write_bytes(bytes(1_000_000))
-    once = Brought().more([file] * 150)
-    assert once == (150, 150_000_000) and once.more([file] * 50) == (200, 200_000_000)
-    with pytest.raises(ValueError, match="^51 files of 51 MB: .* 200 files of 500 MB .* and 50 of 350 MB are"):
-        once.more([file] * 51)
-    monkeypatch.setattr(limits, "UPLOAD_BYTES", 160_000_000)
-    with pytest.raises(ValueError, match="^11 files of 11 MB: .* 50 of 10 MB are left"):
-        once.more([file] * 11)
-
-
-def test_uploads_are_bounded_in_number_and_time(bench, tmp_path):
-    (tmp_path / "a.png").write_bytes(png())
-    uploads, loaded = Uploads(keep=2, seconds=3600), bench.model(bench.start)
-    keys = [uploads.add([str(tmp_path / "a.png")], loaded)[0] for _ in range(3)]
-    assert len(set(keys)) == 3 and all(len(key) > 32 for key in keys)
-    with pytest.raises(ValueError, match="upload them again"):
-        uploads.pictures(keys[0])
-    source, folder = uploads.pictures(keys[2])
-    assert source.ids == ["a.png"] and len(list(folder.parent.iterdir())) == 2
-    brief = Uploads(seconds=0)
-    key, _ = brief.add([str(tmp_path / "a.png")], loaded)
-    with pytest.raises(ValueError, match="upload them again"):
-        brief.pictures(key)
-
-
-# Endpoints and what is refused ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("asked, refused", [
-    ("/gradio_api/file=http://127.0.0.1/x", True), ("/gradio_api/file=https:%2F%2Fexample.org", True),
-    ("/gradio_api/file%3Dhttp%253A//x", True), ("/file=FTP://x", True), ("/file=//x/y", True),
-    ("/gradio_api/file=/tmp/gradio/ab/image.webp", False), ("/", False), ("/?q=file=a:b", False),
-    ("/gradio_api/file=/tmp/http/image.png", False)])
-def test_addresses_in_place_of_files_are_refused(asked, refused):
-    path, _, query = asked.partition("?")
-    assert foreign(path, "") == refused and (not query or not foreign("/", "x=1"))
-
-
-def test_endpoints_answer_with_plain_values(bench, place):
-    found = {endpoint.__name__: endpoint for endpoint in api.endpoints(bench)}
-    assert set(found) == {"search", "caption", "match", "memory_write"}
-    hits = found["search"]("a red ring", top=3)
-    assert len(hits) == 3 and hits[0]["name"].endswith(".png") and hits[0]["rank_by_score"] == 1
-    image = base64.b64encode((place / "gallery/scene-05.png").read_bytes()).decode()
-    assert found["search"](image=f"data:image/png;base64,{image}", top=1)[0]["name"] == "scene-05.png"
-    assert found["search"]("a red ring", checkpoint="checkpoint-7", top=3) != hits
-    assert isinstance(found["caption"](image)[0], str)
-    assert {row["text"] for row in found["match"](image, ["a ring", "a star"])} == {"a ring", "a star"}
-
-
-def test_a_program_writes_facts_that_are_gone_with_the_answer(bench, place):
-    write = {endpoint.__name__: endpoint for endpoint in api.endpoints(bench)}["memory_write"]
-    images = [base64.b64encode((place / f"gallery/scene-0{i}.png").read_bytes()).decode() for i in range(3)]
-    found = write(images[:2], ["my neighbour's ring", "the other one"], images[0])
-    assert [fact["words"] for fact in found["facts"]] == ["my neighbour's ring", "the other one"]
-    assert all(fact["variance"] < fact["variance_before"] and fact["rank"] in (1, 2) for fact in found["facts"])
-    assert found["after"]["variance"] < found["before"]["variance"]
-    assert write([], [], images[0]) == {"facts": [], "before": found["before"], "after": found["before"]}
-    for shown, words, message in (([""], ["x"], "give the picture"), (images, ["x"], "as many of both"),
-                                  (images[:1] * 49, ["x"] * 49, "48 facts")):
-        with pytest.raises(ValueError, match=message):
-            write(shown, words)
-
-
-@pytest.mark.parametrize("values, message", [
-    ({"image": "not base64!"}, "base64"), ({"image": base64.b64encode(b"<svg/>").decode()}, "image"),
-    ({"image": "A" * 27_000_000}, "20 MB"), ({}, "type some words"), ({"words": "x", "run": "/etc"}, "Hub id"),
-    ({"words": "x", "checkpoint": "../x"}, "checkpoint-1000"), ({"words": "x", "top": 10**9}, "1 to 60")])
-def test_bad_requests_to_endpoints_say_what_is_wrong(bench, values, message):
-    with pytest.raises(ValueError, match=message):
-        api.endpoints(bench)[0](**values)
-
-
-@pytest.mark.parametrize("name, values, message", [
-    ("search", {"words": 5}, "words: expected text, got int"),
-    ("match", {"texts": "a red ring"}, "texts: expected a list"),
-    ("match", {"texts": [1, 2]}, "text: expected text, got int"), ("match", {"texts": None}, "texts: expected a list")])
-def test_requests_of_other_types_say_what_was_expected(bench, name, values, message):
-    endpoint = {endpoint.__name__: endpoint for endpoint in api.endpoints(bench)}[name]
-    with pytest.raises(ValueError, match=message):
-        endpoint(**({"image": base64.b64encode(png()).decode()} if name == "match" else {}), **values)
-
-
-def test_what_is_wrong_with_a_picture_is_told_without_the_folder_it_lies_in(bench, tmp_path):
-    import gradio
-
-    from app.pages import picture, plain
-
-    broken = tmp_path / "holiday.png"
-    broken.write_bytes(png()[:60])
-    sent = gradio.FileData(path=str(broken), orig_name="holiday.png")
-    given = picture(100, "picture").preprocess(sent)
-    with pytest.raises(gradio.Error) as told:
-        plain(caption.caption)(bench, bench.start, given)
-    assert told.value.message.startswith("holiday.png: ") and str(tmp_path) not in told.value.message
-
-
-def test_mcp_without_its_package_is_an_error(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"gradio\[mcp\]"):
-        api.check_mcp()
-
-
-def test_limits_name_the_value():
-    with pytest.raises(ValueError, match="top: expected a whole number from 1 to 9, got True"):
-        limits.whole(True, "top", 1, 9)
-    with pytest.raises(ValueError, match="words: 2001 characters"):
-        limits.text("x" * 2001, "words")

@@ -7,25 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
-from conftest import tiny_model
 from layouts import memory
-from torch.optim import Muon
 
 from bitgen import checkpoint
 from bitgen.cli import main, parse_config
-from bitgen.config import Config, OptimConfig, load_preset
+from bitgen.config import Config, load_preset
 from bitgen.dataset import SCENES
 from bitgen.exits import Stop
 from bitgen.hub import load
 from bitgen.logs import read_metrics
-from bitgen.optimizer import MuonAdamW, StackedMuon, parameter_groups, schedule
 from bitgen.randomness import random_state
 from bitgen.trainer import Trainer
 from bitgen.validation import validate
@@ -277,21 +271,6 @@ def test_accumulated_batches_make_one_step(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_no_decay_on_norms_biases_gates_embeddings_and_four_rates():
-    model, rates = tiny_model(), {"vision": 0.0, "decoder": 2.0, "embedding": 3.0}
-    config = OptimConfig(lr=1.0, **{f"{part}_lr": rate for part, rate in rates.items()}, weight_decay=0.02)
-    groups = parameter_groups(model, config)
-    names = {id(p): name for name, p in model.named_parameters()}
-    for group in groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            shared = name in ("text.embedding.weight", "patch_position.weight")
-            assert group["lr"] == rates.get("embedding" if shared else name.split(".")[0], 1.0)
-            plain = parameter.ndim < 2 or "embedding" in name or "position" in name or "prior_mean" in name
-            assert (group["weight_decay"] == 0) == plain, name
-    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
-
-
 @pytest.mark.parametrize("off", [["--loss.text", "0"], ["--loss.itm", "0"], ["--loss.itc", "0"],
                                  ["--loss.memory-kl", "0"], ["--model.memory-slots", "0"],
                                  ["--loss.itm", "0", "--loss.text", "0", "--model.memory-slots", "0"]])
@@ -302,52 +281,6 @@ def test_a_run_without_one_of_its_losses_learns_by_the_others(tmp_path, off):
     assert math.isfinite(trainer.fit()["total"])
     moved = {name.split(".")[0] for name, weight in trainer.model.named_parameters() if not weight.equal(before[name])}
     assert {"vision", "text"} <= moved and ("decoder" in moved) == ("--loss.text" not in off)
-
-
-@pytest.mark.parametrize("pretrained", [None, "facebook/dinov2-small"])
-def test_muon_moves_matrices_that_begin_at_random(pretrained):
-    model = tiny_model()
-    model.vision_config = replace(model.vision_config, pretrained=pretrained)
-    names = {id(p): name for name, p in model.named_parameters()}
-    groups = parameter_groups(model, OptimConfig(weight_decay=0.02, muon=True))
-    moved = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
-    assert {"text.blocks.0.ffn.0.weight", "fusion.layers.0.self_attention.out.weight", "itc_image.weight"} <= moved
-    assert not [name for name in moved if "embedding" in name or "bias" in name or "norm_" in name or "gate" in name]
-    assert any(name.startswith("vision.") for name in moved) == (pretrained is None)
-    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
-    assert not any(group["muon"] for group in parameter_groups(model, OptimConfig()))
-
-
-def test_muon_of_many_matrices_at_once_is_that_of_torch():
-    torch.manual_seed(0)
-    shapes = [(8, 8), (16, 8), (8, 16), (8, 8), (2, 8), (16, 8)]
-    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
-    groups = [[{"params": some[:4], "lr": 1e-2}, {"params": some[4:], "lr": 3e-3}] for some in (ours, theirs)]
-    how = {"weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    optimizers = [StackedMuon(groups[0], **how), Muon(groups[1], **how)]
-    for step in range(5):
-        for one, other in zip(ours, theirs):
-            one.grad = torch.randn_like(one) if step else None if one.shape == (2, 8) else torch.ones_like(one)
-            other.grad = None if one.grad is None else one.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    for one, other in zip(ours, theirs):
-        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-5)                # both work in bf16
-        assert one.abs().max() > 1e-3
-
-
-def test_muon_makes_every_direction_of_a_step_alike():
-    """What torch's five iterations leave of a gradient whose directions differ tenfold: all within 0.6 and 1.3."""
-    model, config = tiny_model(), OptimConfig(lr=1e-3, muon=True)
-    weight = model.text.blocks[0].ffn[0].weight                                              # (64, 32)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    left, _, right = torch.linalg.svd(weight.grad, full_matrices=False)
-    weight.grad = left * torch.logspace(0, -1, 32) @ right
-    before = weight.detach().clone()
-    MuonAdamW(parameter_groups(model, config), config.betas, config.muon_momentum).step()
-    values = torch.linalg.svdvals((before - weight.detach()) / (1e-3 * 0.2 * max(weight.shape) ** 0.5))
-    assert 0.6 < values.min() and values.max() < 1.3
 
 
 def test_a_run_repeats_to_the_bit_on_two_threads(tmp_path, monkeypatch):
@@ -364,13 +297,6 @@ def test_a_run_repeats_to_the_bit_on_two_threads(tmp_path, monkeypatch):
     weights = [list(one.model.parameters()) for one in runs]
     assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
     assert set(modes) == {1}
-
-
-def test_the_schedule_warms_up_and_falls_to_a_tenth():
-    rates = [schedule(step, 1000, 100) for step in range(1000)]
-    assert rates[0] == pytest.approx(0.01) and max(rates) == pytest.approx(1.0)
-    assert rates.index(max(rates)) in (99, 100) and rates[-1] == pytest.approx(0.1, abs=1e-3)
-    assert max(schedule(step, 20, 1000) for step in range(20)) == 1.0   # a warm-up never eats a short run
 
 
 def test_too_few_images_for_a_batch_is_an_error_that_names_the_setting(tmp_path, capsys):
@@ -438,39 +364,3 @@ def test_a_launcher_that_would_split_the_model_is_refused(kind, tmp_path, monkey
     with pytest.raises(ValueError, match=f"{kind}: every process holds the whole model"):
         Trainer(config(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-# Two processes ----------------------------------------------------------------------------------------------
-
-
-def launched(folder, *changes):
-    """`bitgen train` on two processes of one thread each, as torchrun starts it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "bitgen",
-               "train", *TINY, "--output-dir", str(folder), "--optim.batch-size", "8", "--validate-every", "100",
-               "--optim.accumulation", "2", "--save-every", "2", "--optim.max-steps", "10", *changes]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def children(process):
-    """Process ids of the two that train."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the processes")
-def test_two_processes_train_one_run_and_one_that_dies_ends_the_other(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = launched(whole)
-    assert undisturbed.wait(300) == 0, undisturbed.stdout.read()
-    process, until = launched(broken), time.monotonic() + 200
-    while not (broken / "checkpoint-2" / checkpoint.MANIFEST).is_file() and time.monotonic() < until:
-        time.sleep(0.05)
-    both = children(process)
-    os.kill(both[1], signal.SIGKILL)
-    assert process.wait(60) != 0 and not any(Path(f"/proc/{pid}").is_dir() for pid in both)
-    assert not (broken / "checkpoint-10").is_dir(), "it was not at its end"
-    resumed = launched(broken, "--resume", "auto")
-    assert resumed.wait(300) == 0, resumed.stdout.read()
-    assert differences(state_of(whole, 10), state_of(broken, 10)) == ["/metrics"]
-    assert [steady(line) for line in read_metrics(whole)] == [steady(line) for line in read_metrics(broken)]
