@@ -205,9 +205,8 @@ def any_fact(bench: Bench, view: View) -> tuple[Image.Image, str]:
     gallery = bench.gallery(view)
     if not gallery.captioned:
         raise ValueError("this gallery has no captions to take: give a picture, and words of your own")
-    name, other = random.choice(gallery.ids), random.choice(gallery.captioned)
-    while other == name and len(gallery.captioned) > 1:
-        other = random.choice(gallery.captioned)
+    other = random.choice(gallery.captioned)
+    name = random.choice([name for name in gallery.sample if name != other] or [other])
     return gallery.original(name), gallery.caption(other)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgen.tokenizer import BUCKET
@@ -17,7 +16,8 @@ from bitgen.tokenizer import BUCKET
 class FeatureQueue(nn.Module):
     """The newest pairs of features (MoCo, arXiv 1911.05722): starts empty and grows to `capacity`.
 
-    Buffers (saved with the training state): image, text (Q, D); image_ids, caption_ids (Q,); size, head ().
+    Buffers (saved with the training state): image, text (Q, D); image_ids, caption_ids (Q,); input_ids (Q, max_tokens)
+    and lengths (Q,), the captions' words; size, head ().
     """
 
     def __init__(self, capacity: int, hidden_size: int, max_tokens: int):
@@ -52,9 +52,8 @@ class FeatureQueue(nn.Module):
                 lengths: Tensor) -> None:
         """Append n pairs over the oldest; of more than fit, the last `capacity` stay. Ends wrap around.
 
-        input_ids (n, L) and lengths (n,): the words of the captions, for matching to be asked about.
+        input_ids (n, max_tokens) and lengths (n,): the words of the captions, for matching to be asked about.
         """
-        input_ids = F.pad(input_ids, (0, self.input_ids.shape[1] - input_ids.shape[1]))
         pairs = [x[-self.capacity:] for x in (image, text, image_ids, caption_ids, input_ids, lengths)]
         places = (self.head + torch.arange(len(pairs[0]), device=self.head.device)) % max(self.capacity, 1)
         held = self.image, self.text, self.image_ids, self.caption_ids, self.input_ids, self.lengths

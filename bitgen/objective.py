@@ -36,7 +36,7 @@ class Encoders(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Momentum features of a batch, one pair an image: image (B, D), text (B, D) of its first caption. No gradient."""
+    """What a batch brings to the queue: image (B, D) and text (B, D) of each image's first caption. No gradient."""
 
     image: Tensor
     text: Tensor
@@ -142,10 +142,10 @@ class Objective(nn.Module):
         return Keys(image.feature, text.feature)
 
     def _contrast(self, image, text, keys, batch, first, report) -> tuple[Tensor, Candidates]:
-        """ITC over the batch and, with `keys`, over momentum keys and queue; what hard negatives are drawn from.
+        """ITC over the batch and, with `keys`, over keys and queue; what hard negatives are drawn from.
 
         The two are separate softmaxes. In a single one the positive would be an online feature among negatives of
-        the momentum copy, and telling the two encoders apart would be a short-cut. So would telling old keys from new
+        another encoder or time, and telling those apart would be a short-cut. So would telling old keys from new
         ones by how far the features have drifted since: the queue holds keys less the mean of their batch, and here
         the mean of the present keys is added.
         """
@@ -176,8 +176,8 @@ class Objective(nn.Module):
             terms += [(long_t2i, _wider(mine[rows], long_t2i), ~t2i_known, len(text)),
                       (long_i2t, _wider(mine[firsts].T[columns], long_i2t), ~i2t_known, len(image))]
             if len(old_ids):
-                queued = long_i2t[:, len(new_texts):].detach(), ~i2t_known[:, len(new_texts):]
-                candidates = Candidates(*candidates[:2], *queued)
+                candidates = candidates._replace(queued_similarity=long_i2t[:, len(new_texts):].detach(),
+                                                 queued_allowed=~i2t_known[:, len(new_texts):])
         with torch.no_grad():
             report["itc_chance"] = sum(contrastive_chance(*masks) for _, *masks, _ in terms) / len(terms)
             report["t2i"] = (t2i.argmax(1) == owner[rows]).float().mean()
@@ -196,13 +196,12 @@ class Objective(nn.Module):
         contrast has learned differ in what it sees already.
         """
         true = torch.arange(len(first), device=first.device)
-        similarity, allowed, *queued = candidates
-        caption_rows, wrong_images = hard_negatives(similarity[first], allowed[first])
+        caption_rows, wrong_images = hard_negatives(candidates.similarity[first], candidates.allowed[first])
         tokens, mask = text.tokens, batch.attention_mask
         if self.config.itm and candidates.queued_allowed is not None:
-            tokens, mask, image_rows, wrong_captions = self._from_queue(tokens, mask, *queued)
+            tokens, mask, image_rows, wrong_captions = self._from_queue(tokens, mask, candidates)
         else:
-            image_rows, wrong_captions = hard_negatives(similarity.T, allowed.T)
+            image_rows, wrong_captions = hard_negatives(candidates.similarity.T, candidates.allowed.T)
         images = torch.cat([true, wrong_images, image_rows])                          # (M,)
         captions = torch.cat([first, first[caption_rows], wrong_captions])
         if not self.config.itm:
@@ -216,10 +215,10 @@ class Objective(nn.Module):
             report["itm_acc_chance"] = 1 - matched.float().mean()
         return code[: len(first)]
 
-    def _from_queue(self, tokens, mask, similarity, allowed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _from_queue(self, tokens, mask, candidates) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """tokens (N + r, L, D), mask (N + r, L): r captions of the queue, encoded anew, behind those of the batch; and
         which images (r,) they are hard negatives of, and their rows (r,)."""
-        rows, places = hard_negatives(similarity, allowed)
+        rows, places = hard_negatives(candidates.queued_similarity, candidates.queued_allowed)
         ids, real = self.queue.captions(places, least=mask.shape[1])
         with torch.no_grad():  # as good for matching, and a third of the cost: the right captions teach the encoder
             drawn = encode_in_chunks(self.encoders(self.model).text, self.config.chunk, ids, real).tokens

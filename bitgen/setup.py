@@ -94,7 +94,8 @@ def _check_same(config: Config, saved: dict, resume_from: Path) -> None:
              for part, names in SHAPING.items() for name in names]
     changed = [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
     old, new = saved["loss"]["momentum"], config.loss.momentum
-    changed += [f"loss.momentum {old} -> {new}"] if bool(old) != bool(new) else []
+    if bool(old) != bool(new):
+        changed.append(f"loss.momentum {old} -> {new}")
     if changed:
         raise ValueError(f"cannot resume from {resume_from} with a model of other sizes, another queue or another "
                          f"optimizer: {', '.join(changed)}; leave them as they were, or begin anew in another "

@@ -172,12 +172,12 @@ class Trainer:
             group["lr"] = peak * rate
         self.wrapped.train()
         done, report = [], {}
-        for last in (number == config.accumulation for number in range(1, config.accumulation + 1)):
+        for left in reversed(range(config.accumulation)):
             batch = next(batches)
             self.journal.unreadable(batch.bad)
             check_bad(self.journal.bad, len(self.train_data), self.config.data.max_bad_fraction)
-            joint = nullcontext() if last else self.accelerator.no_sync(self.wrapped)  # gradients are sent once a step
-            with joint, self.meter.batch(len(batch.pixel_values), self._kind()):
+            alone = self.accelerator.no_sync(self.wrapped) if left else nullcontext()  # gradients are sent once a step
+            with alone, self.meter.batch(len(batch.pixel_values), self._kind()):
                 with self.accelerator.autocast():
                     losses, report, pending = self.wrapped(batch)
                 self.accelerator.backward(losses["total"] / config.accumulation)

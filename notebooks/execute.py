@@ -45,7 +45,7 @@ def named(cells: list[str]) -> list[Path]:
     """Modules of bitgen that the cells import, by name."""
     code = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!")))
     found = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
-    names = {name for node in found if node.module == "bitgen" for name in (alias.name for alias in node.names)}
+    names = {alias.name for node in found if node.module == "bitgen" for alias in node.names}
     names |= {node.module.removeprefix("bitgen.") for node in found if node.module.startswith("bitgen.")}
     return sorted(path for path in (BITGEN / f"{name}.py" for name in names) if path.is_file())
 

@@ -375,3 +375,13 @@ def test_a_gallery_without_captions_tells_what_it_can(bench, place):
         slots.likeness(bare, view)
     with pytest.raises(ValueError, match="fewer than two captions"):
         slots.capacity(bare, view)
+    with pytest.raises(ValueError, match="no captions to take"):
+        memory.any_fact(bare, view)
+
+
+def test_an_example_is_a_picture_with_words_of_another(bench, view):
+    gallery = bench.gallery(view)
+    for _ in range(50):
+        picture, words = memory.any_fact(bench, view)
+        own = [name for name in gallery.ids if gallery.original(name).tobytes() == picture.tobytes()]
+        assert own and words not in gallery.captions(own[0]) and any(words in gallery.captions(n) for n in gallery.ids)

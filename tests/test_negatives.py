@@ -11,7 +11,7 @@ def numbered(start, count, width=2):
     """Pairs whose features and words are their number."""
     ids = torch.arange(start, start + count)
     features = ids[:, None].float().expand(count, width)
-    return features, -features, ids, 1000 + ids, ids[:, None].expand(count, 5), 1 + ids % 5
+    return features, -features, ids, 1000 + ids, ids[:, None].expand(count, 16), 1 + ids % 5
 
 
 def test_queue_starts_empty_and_grows():
