@@ -11,6 +11,7 @@ from PIL import Image
 
 from app import limits
 from app.bench import Bench
+from app.memory import Edits, belief
 from app.models import Loaded, View
 
 Way = Literal["greedy", "beam", "nucleus"]
@@ -34,6 +35,8 @@ def caption(bench: Bench, view: View, file: Given, way: Way = "greedy", temperat
             seed: int | None = None) -> list[str]:
     """Captions of a picture: one by `greedy` or `beam`, several different ones by `nucleus` sampling.
 
+    Facts that were saved with the model are in its memory.
+
     Raises `ValueError` for no picture, an unknown way or a temperature out of range.
     """
     loaded = bench.model(view)
@@ -48,7 +51,8 @@ def caption(bench: Bench, view: View, file: Given, way: Way = "greedy", temperat
             options["generator"] = torch.Generator().manual_seed(limits.whole(seed, "seed", 0, 2**31))
         pixels = pixels.expand(SAMPLES, -1, -1, -1)
     with torch.inference_mode():
-        return list(dict.fromkeys(loaded.model.caption(pixels, **options)))
+        known = belief(loaded.model, Edits(view.choice, loaded.facts)) if loaded.facts else None
+        return list(dict.fromkeys(loaded.model.caption(pixels, belief=known, **options)))
 
 
 def scores(bench: Bench, view: View, file: Given, texts: Sequence[str]) -> list[Score]:

@@ -158,8 +158,8 @@ def page(drawn: Chart, placed: Placed) -> dict:
 def groups(drawn: Chart, by: By = "kind", words: Sequence[str] = ()) -> Groups:
     """Every point's group, and the groups' names with the share of points in each.
 
-    words: those to tell apart, at most 5; a point with several of them has a group of its own, or is grey where there
-    is none left. Raises `ValueError` for another way, too many words, and slots of a model without memory.
+    words: those to tell apart, at most 5, by default such that many points have exactly one; a point with several of
+    them is grey. Raises `ValueError` for another way, too many words, and slots of a model without memory.
     """
     if by not in WAYS:
         raise ValueError(f"by: expected one of {', '.join(WAYS)}, got {by!r}")
@@ -191,13 +191,18 @@ def _by_slot(drawn: Chart, _) -> tuple[dict[str, np.ndarray], str]:
 
 
 def _by_words(drawn: Chart, words: Sequence[str]) -> tuple[dict[str, np.ndarray], str]:
-    words = list(dict.fromkeys(limits.text(word, "word").lower() for word in words or offered(drawn)[:COLOURS]))
+    said = vocabulary.words(drawn.texts)
+    words = list(dict.fromkeys(limits.text(word, "word").lower() for word in words)) or telling(drawn)
     if len(words) > COLOURS:
         raise ValueError(f"{len(words)} words; at most {COLOURS} have a colour")
-    said = vocabulary.words(drawn.texts)
     masks = np.array([[word in each for each in said] for word in words], dtype=bool).reshape(len(words), len(said))
     alone = masks & (masks.sum(0) == 1)
     return dict(zip(words, alone)), "none of them, or several"
+
+
+def telling(drawn: Chart) -> list[str]:
+    """At most 5 of the words offered, such that many points have exactly one of them."""
+    return vocabulary.apart(vocabulary.words(drawn.texts), offered(drawn), COLOURS)
 
 
 def offered(drawn: Chart) -> list[str]:

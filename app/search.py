@@ -21,6 +21,8 @@ from bitgen.query import mix, reordered
 
 Find = Literal["images", "captions"]
 GOOD_LENGTH = 55  # characters of an example
+READ = ("match: how likely picture and words belong together; words: nats that they gain by the picture; "
+        "was: the rank by similarity alone")
 PLAIN = ("a person outdoors", "something red", "a close-up", "two things side by side", "an empty street")
 
 
@@ -190,7 +192,7 @@ def _reranked(gallery: Gallery, query: Query, wish: Wish, hits: list[Hit]) -> tu
     else:
         return hits, "not re-ranked: that takes words and a picture"
     order, match, told = reordered(gallery.encoder, *pair, [hit.score for hit in hits])
-    return [hits[i]._replace(match=match[i], told=told[i]) for i in order], ""
+    return [hits[i]._replace(match=match[i], told=told[i]) for i in order], READ
 
 
 def _truth(gallery: Gallery, query: Query, wish: Wish, feature: np.ndarray) -> tuple[int | None, float | None]:

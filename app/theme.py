@@ -47,6 +47,7 @@ CSS = """
 .sight img {width: 100% !important; max-width: 480px; height: auto !important; border-radius: var(--radius-sm);}
 
 .unseen {display: none !important;}
+#place .token {filter: hue-rotate(170deg);}  /* how much is no alarm: teal instead of gradio's red */
 #slots .wrap {display: grid; grid-template-columns: repeat(auto-fill, minmax(74px, 1fr)); gap: 6px;}
 #slots label {position: relative; overflow: hidden; padding: 6px 8px; margin: 0; min-width: 0; justify-content: center;
   white-space: pre; text-align: center; line-height: 1.25; font-size: .8rem; border: 1px solid
@@ -111,6 +112,9 @@ button:focus-visible, a:focus-visible, input:focus-visible, textarea:focus-visib
   #status {text-align: left;}
   .results .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important;}
   .table-wrap * {font-size: .85rem;}
+  .table-wrap .cell-wrap {padding: 6px 4px;}
+  .table-wrap .cell-menu-button {display: none;}
+  .table-wrap th .text {word-break: normal; overflow-wrap: normal; font-size: .75rem;}
   #examples .gallery {flex-wrap: nowrap; overflow-x: auto; padding-bottom: 4px;}
   #examples .gallery button {white-space: nowrap; flex: 0 0 auto;}
   #rerank .info, #picture .wrap {font-size: 0; line-height: 0;}

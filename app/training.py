@@ -59,18 +59,18 @@ def verdicts(bench: Bench, run: str) -> list[Verdict]:
 
 
 def table(found: Sequence[Verdict]) -> list[list[str]]:
-    """Verdicts as rows: verdict, check, value beside chance, what it usually means, what to do."""
+    """Verdicts as rows: verdict, check, what it usually means, value beside chance, what to do."""
     rows = []
     for one in found:
         value = "–" if one.value is None else f"{one.value:.3g}"
         beside = "" if one.chance is None else f" (chance {one.chance:.3g})"
         if not one.judged:
             when = "not in this run" if one.due is None else f"judged from step {one.due:,}"
-            rows.append(["not yet", one.check, value + beside, when, ""])
+            rows.append(["not yet", one.check, when, value + beside, ""])
         elif one.verdict == "OK":
-            rows.append(["OK", one.check, value + beside, one.rule, ""])
+            rows.append(["OK", one.check, one.rule, value + beside, ""])
         else:
-            rows.append([one.verdict, one.check, value + beside, one.meaning, one.remedy])
+            rows.append([one.verdict, one.check, one.meaning, value + beside, one.remedy])
     return rows
 
 

@@ -46,4 +46,12 @@ def test_words_that_tell_pictures_apart_are_said_of_some_and_not_of_most():
     said = vocabulary.words(["A red ring", "a blue ring!", "A red, red square", "a star"])
     assert said[0] == {"a", "red", "ring"} and said[2] == {"a", "red", "square"}
     assert vocabulary.telling(said, 0.5, 0.9) == ["red", "ring"]
-    assert vocabulary.telling(said, 0, 1)[0] == "a" and vocabulary.telling(said, 0.2, 0.3) == ["blue", "square", "star"]
+    assert vocabulary.telling(said, 0.2, 0.3) == ["blue", "square", "star"]
+    assert "a" not in vocabulary.telling(said, 0, 1), "it is said of anything"
+
+
+def test_words_to_colour_by_are_such_that_many_texts_have_just_one():
+    said = vocabulary.words(["big red", "big blue", "big blue", "big", "green", "red green"])
+    offered = ["big", "blue", "red", "green"]
+    assert vocabulary.apart(said, offered, 5) == ["big", "green"], "each colour more would take from the others"
+    assert vocabulary.apart(said, offered[1:], 1) == ["blue"] and vocabulary.apart(said, [], 5) == []

@@ -141,6 +141,7 @@ def searches(page, look):
     page.keyboard.press("Enter")
     page.wait_for_function("before => document.querySelector('#results').innerText != before", arg=line)
     results.nth(2).click()
+    page.wait_for_function("document.querySelector('#chosen')?.getBoundingClientRect().top < innerHeight - 100")
     page.wait_for_selector("#heat img")
     assert page.locator("#word label").all_inner_texts() == ["all", "a", "green", "star"]
     before = page.get_attribute("#heat img", "src")
@@ -286,6 +287,10 @@ def test_models_galleries_and_own_pictures_can_be_changed(visit, address, place)
     page.wait_for_function("document.querySelectorAll('#results .thumbnail-item').length == 1")
     assert "page.png: no JPEG" in page.get_by_label("Files that were left out").input_value()
     settle(page, "own-pictures-390-dark")
+    page.get_by_label("Checkpoint", exact=True).click()
+    page.get_by_role("option", name="newest weights").click()
+    page.get_by_role("button", name="Load", exact=True).click()
+    page.wait_for_function("/newest.* on your pictures/.test(document.querySelector('#status').innerText)")
 
 
 @pytest.mark.timeout(600)

@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 import bitgen
-from app import facts, memory, saved, slots
+from app import caption, facts, memory, saved, slots
 from app.bench import Bench
 from app.main import launch
 from app.memory import Edits
@@ -248,6 +248,16 @@ def test_a_saved_folder_opens_with_its_facts(bench, view, place, reopened):
     said = memory.summary(rows, memory.saved_of(memory.of(there, here, Edits())))
     assert said.startswith("3 written, 3 of them saved with the model, ")
     assert memory.of(there, here, Edits()) == Edits(here.choice, there.model(here).facts), "nothing to undo"
+
+
+def test_captions_know_the_facts_that_were_saved(place, reopened, monkeypatch):
+    there, here = reopened
+    asked, say = [], there.model(here).model.caption
+    monkeypatch.setattr(there.model(here).model, "caption", lambda *a, **k: asked.append(k["belief"]) or say(*a, **k))
+    said = caption.caption(there, here, str(place / "0.png"))
+    assert said == [memory.tell(there, here, Edits(), str(place / "0.png"))[0].caption]
+    held = memory.belief(there.model(here).model, memory.of(there, here, Edits()))
+    assert all(torch.equal(mine, other) for mine, other in zip(asked[0], held))
 
 
 def test_saved_facts_are_edited_like_others_and_saved_again(place, reopened, tmp_path):

@@ -69,6 +69,17 @@ def plain(callback: Callable) -> Callable:
     return shown
 
 
+def in_place(callback: Callable) -> Callable:
+    """`callback`, which gives a line and what it is about, with its `ValueError`s told by the line."""
+    @functools.wraps(callback)
+    def shown(*args, **kwargs):
+        try:
+            return callback(*args, **kwargs)
+        except ValueError as error:
+            return html.escape(reason(error)), ""
+    return shown
+
+
 def reason(error: ValueError) -> str:
     """What is wrong, without the folder in which the server keeps a visitor's picture."""
     name, colon, why = str(error).partition(": ")

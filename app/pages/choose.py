@@ -13,6 +13,7 @@ from app.models import View
 from app.pages import ASK, LOAD, Shell, plain, watched
 
 NEWEST = "newest weights"
+OWN = "your pictures"
 
 
 def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
@@ -56,7 +57,7 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
         if old is not None and old.gallery != view.gallery:
             bench.close(old)
         recent = [view.choice.source, *(name for name in recent or [] if name != view.choice.source)][:8]
-        return view, recent, heading(bench, view), ""
+        return view, recent, heading(bench, view), "", galleries(bench, view)
 
     def upload(old, files, source, revision, checkpoint, brought, progress=gr.Progress()):  # noqa: B008
         if not files:
@@ -65,7 +66,8 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
         key, out = bench.uploads.add(files, bench.model(view), watched(progress))
         view = bench.open(replace(view, gallery=key), watched(progress))
         bench.close(old)
-        return view, brought, heading(bench, view), gr.Textbox("\n".join(out), visible=bool(out))
+        refused = gr.Textbox("\n".join(out), visible=bool(out))
+        return view, brought, heading(bench, view), refused, galleries(bench, view)
 
     def remembered(names):
         known = [name for name in names or [] if isinstance(name, str) and name not in bench.models.runs]
@@ -74,9 +76,9 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
     for event in (source.input, revision.blur):
         event(plain(checkpoints), [source, revision], [checkpoint, note], show_progress="hidden", **LOAD)
     load.click(plain(change), [shell.view, source, revision, checkpoint, gallery, recent],
-               [shell.view, recent, status, note], show_progress_on=note, **LOAD)
+               [shell.view, recent, status, note, gallery], show_progress_on=note, **LOAD)
     files.upload(plain(upload), [shell.view, files, source, revision, checkpoint, brought],
-                 [shell.view, brought, status, refused], show_progress_on=refused, **LOAD)
+                 [shell.view, brought, status, refused, gallery], show_progress_on=refused, **LOAD)
     recent.change(remembered, recent, source, show_progress="hidden", **ASK)
 
 
@@ -86,10 +88,16 @@ def at_first(bench) -> list[str]:
     return bench.models.checkpoints(start.choice) if start and start.choice.source in bench.models.runs else []
 
 
+def galleries(bench, view: View) -> gr.Dropdown:
+    """What can be searched: the app's galleries, and what this visitor brought while it is looked at."""
+    own = [(OWN, view.gallery)] if view.gallery.startswith("upload-") else []
+    return gr.Dropdown([*short(bench.gallery_names), *own], value=view.gallery)
+
+
 def heading(bench, view: View) -> str:
     """The line under the title: which model, which gallery, how large."""
     pictures = len(bench.gallery(view))
-    name = "your pictures" if view.gallery.startswith("upload-") else Path(view.gallery).name
+    name = OWN if view.gallery.startswith("upload-") else Path(view.gallery).name
     return f"`{view.choice.title}` on `{name}` · {pictures:,} {'picture' if pictures == 1 else 'pictures'}"
 
 

@@ -10,7 +10,7 @@ from app.pages import ASK, LOAD, Shell, plain, thumbnail, watched
 from app.pages.choose import NEWEST, at_first
 
 TITLE, ID = "Compare", "compare"
-RECALL = ["Of a sample, with 95 % interval", "First", "Second", "Points", "Chance"]
+RECALL = ["Found", "First", "Second", "Points", "Chance"]
 
 
 def build(shell: Shell) -> None:
@@ -33,12 +33,12 @@ def build(shell: Shell) -> None:
     with gr.Column(visible=False) as panel:
         with gr.Row(equal_height=False):
             sides = [_side(name) for name in ("First", "Second")]
-        gr.Markdown("### Recall")
-        recall = _table(RECALL, "Recall of both", "compare-recall", ["240px", "190px", "190px", "90px", "90px"])
+        gr.Markdown("### Recall, with 95 % intervals")
+        recall = _table(RECALL, "Recall of both", "compare-recall", ["26%", "23%", "23%", "14%", "14%"])
         gr.Markdown("### What moved")
         with gr.Row(equal_height=False):
-            risen, fallen = (_table([title, "First", "Second"], title, f"moved-{name}", ["62%", "19%", "19%"])
-                             for title, name in (("Higher with the second", "up"), ("Lower with the second", "down")))
+            risen, fallen = (_moved_table(*which) for which in (("Higher with the second", "up"),
+                                                                ("Lower with the second", "down")))
 
     def checkpoints(source):
         names = bench.models.checkpoints(bench.models.choose(source))
@@ -81,6 +81,11 @@ def _side(name: str) -> gr.Gallery:
         return gr.Gallery(label=f"{name}: pictures found", columns=3, object_fit="contain", allow_preview=False,
                           height="auto", show_label=False, buttons=[], elem_id=f"compare-{name.lower()}",
                           elem_classes=["results", "pixelated"])
+
+
+def _moved_table(title: str, name: str) -> gr.Dataframe:
+    with gr.Column(min_width=320):
+        return _table([title, "First", "Second"], title, f"moved-{name}", ["62%", "19%", "19%"])
 
 
 def _table(headers: list[str], label: str, elem_id: str, widths: list[str]) -> gr.Dataframe:

@@ -40,7 +40,7 @@ def build(shell: Shell, name: gr.State) -> Looker:
                           label="Measured by", elem_id="by")
             place = gr.HighlightedText(label="Click on the picture: which words are about this place?",
                                        combine_adjacent=False, show_legend=False, interactive=False, elem_id="place")
-            said = gr.Textbox(label="Captions of the picture", interactive=False, lines=2, max_lines=6, elem_id="said")
+            said = gr.Textbox(label="Captions of the picture", interactive=False, lines=5, max_lines=12, elem_id="said")
 
     def fresh(view, name, text, by):
         seen = look.look(bench, view, name, None, text)

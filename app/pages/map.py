@@ -54,8 +54,9 @@ def build(shell: Shell) -> None:
         return [here, *fresh(view, query, method, by, words, progress)]
 
     def fresh(view, query, method, by, words, progress):
-        offered = map_module.offered(map_module.chart(bench, view))
-        words = [word for word in words or [] if word in offered] or offered[:map_module.COLOURS]
+        drawn = map_module.chart(bench, view)
+        offered = map_module.offered(drawn)
+        words = [word for word in words or [] if word in offered] or map_module.telling(drawn)
         return [*scene(view, query, method, by, words, progress), gr.Dropdown(offered, value=words)]
 
     def changed(view, query, method, by, words, is_open, progress=gr.Progress()):  # noqa: B008

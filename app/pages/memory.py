@@ -8,7 +8,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from app import limits, memory, saved, slots
 from app.memory import Edits, Told
-from app.pages import ASK, LOAD, WAIT, Shell, picture, plain, thumbnail
+from app.pages import ASK, LOAD, WAIT, Shell, in_place, picture, plain, thumbnail
 from app.pages.figure import figure
 
 TITLE, ID = "Memory", "memory"
@@ -118,10 +118,7 @@ def build(shell: Shell) -> None:
                 figure(slots.likeness(bench, view), "Similarity between slots"))
 
     def capacity_drawn(view):
-        try:
-            drawn, line = slots.capacity(bench, view)
-        except ValueError as error:  # it is said where the answer would stand
-            return str(error), ""
+        drawn, line = slots.capacity(bench, view)
         return line, figure(drawn, line)
 
     state = [edits, facts, note, forget, undo, file]
@@ -140,16 +137,17 @@ def build(shell: Shell) -> None:
     for event in (edits.change, by.input, query.change):
         event(plain(drawn_slots), [view, edits, query, by], shown, show_progress="hidden", **ASK)
     grid.input(plain(chosen), [view, grid], [said, pictures], show_progress_on=said, **ASK)
-    full.expand(plain(capacity_drawn), view, [holds, curve], show_progress_on=holds, **ASK)
+    full.expand(in_place(capacity_drawn), view, [holds, curve], show_progress_on=holds, **ASK)
     view.change(lambda: [gr.Accordion(open=False), "", WAIT] * 2, None, [full, curve, holds, alike, drawn, alike_line],
                 show_progress="hidden", **ASK)  # what was drawn of another model
-    alike.expand(plain(alike_drawn), view, [alike_line, drawn], show_progress_on=alike_line, **ASK)
+    alike.expand(in_place(alike_drawn), view, [alike_line, drawn], show_progress_on=alike_line, **ASK)
 
 
 def _side(name: str) -> list:
     """Components of one state of the memory: caption, how unsure, what comes to mind."""
     with gr.Column(min_width=220):
         said = gr.Textbox(label=f"{name}: caption", interactive=False, lines=2, max_lines=5,
+                          placeholder="Write a picture with words, or only ask with a picture",
                           elem_id=f"caption-{name.lower()}")
         unsure = gr.Textbox(label=f"{name}: how unsure (variance of the reading)", interactive=False, lines=1)
         recalled = gr.Textbox(label=f"{name}: what comes to mind", interactive=False, lines=5, max_lines=20,

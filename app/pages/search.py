@@ -9,7 +9,10 @@ from app.pages import ASK, Shell, looking, picture, plain, thumbnail
 from app.search import Answer, Hit, Query, Wish
 
 TITLE, ID = "Search", "search"
-COLUMNS = ["Rank", "Caption", "Cosine", "Match", "Words", "Was"]
+COLUMNS = {"Rank": "13%", "Caption": "65%", "Cosine": "22%"}
+READ = {"Rank": "13%", "Caption": "33%", "Cosine": "15%", "Match": "13%", "Words": "15%", "Was": "11%"}
+SHOW = "() => document.querySelector('#{}').scrollIntoView({{behavior: 'smooth'}})"  # on a phone it may be far away
+HIGH = 2400  # pixels; the table of captions does not scroll by itself
 
 
 def build(shell: Shell) -> None:
@@ -46,9 +49,9 @@ def build(shell: Shell) -> None:
     gallery = gr.Gallery(label="Results", columns=6, object_fit="contain", allow_preview=False, height="auto",
                          elem_id="results", elem_classes=["results", "pixelated"], show_label=False, buttons=[],
                          visible=False)
-    table = gr.Dataframe(headers=COLUMNS, datatype="str", visible=False,
-                         interactive=False, wrap=True, label="Captions found", elem_id="captions", show_label=False,
-                         column_widths=["12%", "36%", "15%", "13%", "13%", "11%"], buttons=[])
+    table = gr.Dataframe(headers=list(COLUMNS), datatype="str", visible=False, interactive=False, wrap=True,
+                         label="Captions found", elem_id="captions", show_label=False, buttons=[], max_height=HIGH,
+                         column_widths=list(COLUMNS.values()))
     with gr.Column(visible=False, elem_id="chosen") as panel:
         gr.Markdown("### The chosen result")
         with gr.Row(elem_classes="actions"):
@@ -113,11 +116,13 @@ def build(shell: Shell) -> None:
     shell.wanted.change(plain(sent), [view, shell.wanted, *wish], fresh, **how).then(
         lambda: None, None, shell.wanted, show_progress="hidden", **ASK)   # so that the same point can be asked again
     surprise.click(plain(take_any), wish_of, [*fresh, find], **how)
-    similar.click(plain(take), [view, name, gr.State("images"), *wish[1:]], [*fresh, find], **how)
-    described.click(plain(take), [view, name, gr.State("captions"), *wish[1:]], [*fresh, find], **how)
+    similar.click(plain(take), [view, name, gr.State("images"), *wish[1:]], [*fresh, find], **how).success(
+        None, js=SHOW.format("line"))
+    described.click(plain(take), [view, name, gr.State("captions"), *wish[1:]], [*fresh, find], **how).success(
+        None, js=SHOW.format("line"))
     for found in (gallery, table):
         found.select(plain(choose), [view, query, hits, looker.by], [name, panel, *looker.outputs],
-                     show_progress="hidden", scroll_to_output=True, **ASK)
+                     show_progress="hidden", **ASK).success(None, js=SHOW.format("chosen"))
     clear.click(lambda: ("", None, None, "", None), None, [words, image, taken, less, query], **ASK)
 
 
@@ -126,9 +131,12 @@ def results(gallery, found: Answer) -> tuple[gr.Gallery, gr.Dataframe]:
     if found.wish.find == "images":
         pictures = [(thumbnail(gallery, hit.name), label(rank, hit)) for rank, hit in enumerate(found.hits, 1)]
         return gr.Gallery(pictures, visible=bool(pictures), selected_index=None), gr.Dataframe([], visible=False)
-    rows = [[rank, hit.text, f"{hit.score:.2f}", *(("", "") if hit.match is None else read(hit)), hit.before]
+    reread = any(hit.match is not None for hit in found.hits)
+    rows = [[rank, hit.text, f"{hit.score:.2f}", *((*read(hit), hit.before) if reread else ())]
             for rank, hit in enumerate(found.hits, 1)]
-    return gr.Gallery([], visible=False), gr.Dataframe(rows, visible=bool(rows))
+    columns = READ if reread else COLUMNS
+    return gr.Gallery([], visible=False), gr.Dataframe(rows, headers=list(columns), visible=bool(rows),
+                                                       column_widths=list(columns.values()))
 
 
 def label(rank: int, hit: Hit) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gradio as gr
 
 from app import training
-from app.pages import ASK, LOAD, WAIT, Shell, plain, watched
+from app.pages import ASK, LOAD, WAIT, Shell, in_place, plain, watched
 from app.pages.figure import figure
 
 TITLE, ID = "Training", "training"
-COLUMNS = ["Verdict", "Check", "Value", "What it means", "What to do"]
+COLUMNS = ["Verdict", "Check", "What it means", "Value", "What to do"]
 
 
 def build(shell: Shell) -> None:
@@ -26,7 +26,7 @@ def build(shell: Shell) -> None:
     line = gr.Markdown(elem_classes="quiet", elem_id="doctor-line")
     doctor = gr.Dataframe(headers=COLUMNS, datatype="str", interactive=False, wrap=True, label="Verdicts",
                           show_label=False, elem_id="doctor", buttons=[], max_height=420,
-                          column_widths=["90px", "150px", "160px", "380px", "400px"])
+                          column_widths=["90px", "150px", "380px", "160px", "400px"])
     with gr.Accordion("Worst retrievals", open=False, elem_id="worst") as wrong:
         worst_line = gr.Markdown(WAIT, elem_classes="quiet", elem_id="worst-line")
         worst = gr.HTML(label="Captions whose picture comes last", padding=False)
@@ -67,7 +67,7 @@ def build(shell: Shell) -> None:
     how = {"show_progress_on": line, **ASK}
     shell.tabs.select(plain(opened), [view, runs], [runs, curves, line, doctor], **how)
     runs.input(plain(changed), runs, [curves, line, doctor], **how)
-    wrong.expand(plain(worst_of), [view, runs], [worst_line, worst], show_progress_on=worst_line, **LOAD)
+    wrong.expand(in_place(worst_of), [view, runs], [worst_line, worst], show_progress_on=worst_line, **LOAD)
     for event in (view.change, runs.input):
         event(lambda: [gr.Accordion(open=False)] * 3 + ["", WAIT], None, [wrong, more, about, worst, worst_line],
               show_progress="hidden", **ASK)  # what is in them was of another run
