@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bitgen import diagnostics, health, mistakes, probes
+from bitgen.checkpoint import course
 from bitgen.config import LossConfig, from_dict
 from bitgen.data import Batch, Dataset, open_data
 from bitgen.encoded import Gallery, encode
@@ -87,4 +88,4 @@ def gather(source: str, data: str | None = None, split: str = "val", images: int
     history, facts = (read_metrics(folder), health.read_facts(folder)) if folder.is_dir() else ([], {})
     where = f"{len(shown):,} of {len(opened):,} images of {Path(config.root).name}, {split}"
     return Case(f"{folder.name} {checkpoint or ''}".strip(), model, processor, shown, settings, history, facts,
-                diagnostics.checkpoints(folder) if folder.is_dir() else [], where)
+                course(folder) if folder.is_dir() else [], where)

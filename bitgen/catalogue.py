@@ -33,15 +33,16 @@ LATER = ("files (row INTEGER PRIMARY KEY, size INTEGER NOT NULL, changed INTEGER
 """Tables that the first indexes of this format do not have."""
 FILTERS = {
     "tag": "EXISTS (SELECT 1 FROM json_each(items.tags) WHERE value = ?)",
-    "caption": "EXISTS (SELECT 1 FROM captions WHERE item = items.row AND instr(lower(text), lower(?)))",
-    "id": "items.id GLOB ?",
-    "path": "items.path GLOB ?",
+    "caption": "EXISTS (SELECT 1 FROM captions WHERE item = items.row AND instr(folded(text), folded(?)))",
+    "id": "items.id GLOB replace(?, '[', '[[]')",
+    "path": "items.path GLOB replace(?, '[', '[[]')",
     "min_width": "items.width >= ?",
     "max_width": "items.width <= ?",
     "min_height": "items.height >= ?",
     "max_height": "items.height <= ?",
 }
-"""What a search can be narrowed to: `tag` is equal, `caption` holds the words, `id` and `path` match (with * and ?)."""
+"""What a search can be narrowed to: `tag` is equal, `caption` holds the words in any case, `id` and `path` match (with
+* and ?)."""
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Catalogue:
             raise ValueError(f"{path.parent}: no index here ({path.name} is missing); `bitgen index` builds one")
         self.path = path
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        self._db.create_function("folded", 1, str.casefold, deterministic=True)  # SQLite's `lower` knows ASCII alone
         try:
             self._db.execute("PRAGMA trusted_schema = OFF")
             if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] and create:

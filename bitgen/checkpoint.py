@@ -116,6 +116,20 @@ def newest(run_folder: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]
     return None, rejected
 
 
+def course(run_folder: str | Path) -> list[Path]:
+    """The checkpoints of the training that saved last, in the order of their steps, by their manifests.
+
+    Neither what is being written is among them nor what an older run left in the folder.
+    """
+    found: list[Path] = []
+    for folder, manifest in _readable(Path(run_folder)):
+        if found and manifest["step"] >= _step(found[-1]):
+            break
+        if not folder.suffix:
+            found.append(folder)
+    return found[::-1]
+
+
 def verify(folder: str | Path) -> None:
     """Reads every file back. Raises `CheckpointError` with the first reason not to load this checkpoint."""
     folder = Path(folder)

@@ -27,12 +27,6 @@ from bitgen.optimizer import parameter_groups
 DEAD = 1e-3  # a unit whose outputs deviate less than this, where its layer's deviate by 1, is dead
 
 
-def checkpoints(run: str | Path) -> list[Path]:
-    """The checkpoint folders of a run that hold weights, in the order of their steps."""
-    found = [path for path in Path(run).glob("checkpoint-*") if (path / "model.safetensors").is_file()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
 def batch_of(dataset, processor, images: int = 32, captions: int = 2, seed: int = 0) -> Batch:
     """The first readable `images` of a data set with up to `captions` of each, normalised: a batch for this module."""
     places = [i for i in range(len(dataset)) if i not in dataset.bad][:images]

@@ -45,9 +45,9 @@ def embedding_map(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], owner: Se
 
 
 def _joined(axes: Axes, images: np.ndarray, texts: np.ndarray, owner: np.ndarray, groups) -> None:
+    """Images as rings, so that captions which lie on their image are seen within it."""
     from matplotlib.collections import LineCollection
 
-    """Images as rings, so that captions which lie on their image are seen within it."""
     segments = np.stack([images[owner], texts], 1)
     axes.add_collection(LineCollection(segments, colors=GREY, linewidths=0.4, alpha=0.35, label="belong together"))
     size = 14 if len(texts) <= 600 else 6

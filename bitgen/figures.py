@@ -173,8 +173,8 @@ def compared(runs: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
             axes = figure.add_subplot(rows, columns, place)
             for i, (name, history) in enumerate(runs.items()):  # the first is broad: seen under one that lies on it
                 _curve(axes, history, key, name, [*COLOURS, INK, GREY][i % 8], 1.5 if i else 3.5)
-            longest = max(runs.values(), key=len)
-            _level(axes, longest, chance)
+            for history in runs.values():
+                _level(axes, history, chance)
             axes.set(title=title, ylabel=unit, xlabel="step", ylim=(0, 1.05 * axes.get_ylim()[1]))  # a level curve too
             _down_to(axes, min([0.0, *(value for history in runs.values() for value in _points(history, key)[1])]))
             axes.set_xlim(left=0)

@@ -71,17 +71,22 @@ class Pictures:
         stamp = _stamp(source)  # before it is read: a change in the meantime is then seen the next time
         image = safe_open_image(source, at_least=2 * size)
         path = os.path.abspath(source) if isinstance(source, (str, Path)) else None
-        texts = [text for text in self.captions[i] if clean(text)]
-        item = Item(self.ids[i], *_seen_size(source, image), texts, list(self.tags[i]), path, stamp)
+        item = Item(self.ids[i], *_seen_size(source, image), self._said(i), list(self.tags[i]), path, stamp)
         return to_uint8(image, size), item, thumbnail(image)
 
-    def changed(self, i: int, stamp: tuple[int, int]) -> bool:
-        """Is the file of picture i another than the one that had this `Item.stamp`? Not where it is no file now."""
+    def changed(self, i: int, before: Item) -> bool:
+        """Is picture i another than it was: its captions, where it has any now, or its file, where that was noted?"""
+        if (said := self._said(i)) and said != before.captions:
+            return True
         try:
-            source = self._source(i)
+            source = self._source(i) if before.stamp else None
         except BadImage:
             return True
-        return isinstance(source, (str, Path)) and _stamp(source) != stamp
+        return isinstance(source, (str, Path)) and _stamp(source) != before.stamp
+
+    def _said(self, i: int) -> list[str]:
+        """Its captions that say something."""
+        return [text for text in self.captions[i] if clean(text)]
 
     def _source(self, i: int) -> Any:
         return self.sources[i]() if callable(self.sources[i]) else self.sources[i]

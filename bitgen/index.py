@@ -218,7 +218,9 @@ class Index:
         while most:
             found = engine.search(queries, min(wanted, most), allowed)
             kept = [_kept(rows, scores, places, k, threshold, distinct) for scores, places in zip(*found)]
-            if wanted >= most or distinct is None or all(len(each) == k for each in kept):
+            through = [scores[-1] < threshold for scores in found[0]] if threshold is not None else [False] * len(kept)
+            if wanted >= most or distinct is None or all(
+                    done or len(each) == k for done, each in zip(through, kept)):
                 return self._named(side, kept)
             wanted *= 4
         return self._named(side, [[]] * len(queries))

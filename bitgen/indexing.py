@@ -8,15 +8,16 @@ time-out when one process has slower pictures. Whatever is killed goes on where 
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from bitgen.gallery import Pictures, loaded
-from bitgen.listing import digest
 from bitgen.query import Encoder
 from bitgen.store import CATALOGUE, Store
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 PARTS = "parts"
 POLL = 0.1  # seconds between two looks at what the other processes have done
+LAUNCH = "launch"
+"""File in `parts` with a token of the launch: a part that is whole says of which, for a killed one leaves parts too."""
 Progress = Callable[[int, int], None]
 
 
@@ -47,13 +50,15 @@ def fill(store: Store, source: Pictures, encoder: Encoder, batch_size: int = 64,
 
 def _missing(source: Pictures, stores: list[Store]) -> list[int]:
     """Positions of the pictures to be encoded; of what several stores hold the last one counts."""
-    known: dict[str, tuple[int, int] | None] = {}
-    removed: set[str] = set()
+    place = {name: i for i, name in enumerate(source.ids)}
+    missing = set(place)
     for store in stores:
-        known |= store.catalogue.stamps()
-        removed |= store.catalogue.kept_out()
-    return [i for i, name in enumerate(source.ids) if name not in removed and
-            (name not in known or known[name] is not None and source.changed(i, known[name]))]
+        for _, item, _ in (entry for entries in store.chunks() for entry in entries if entry[1].id in place):
+            keep = missing.add if source.changed(place[item.id], item) else missing.discard
+            keep(item.id)
+    for store in stores:
+        missing -= store.catalogue.kept_out()
+    return sorted(place[name] for name in missing)
 
 
 def leave_out(store: Store, source: Pictures) -> None:
@@ -76,26 +81,39 @@ def fill_in_parts(folder: Path, source: Pictures, create: Callable[[Path], Store
     """What `fill` does, by process `rank` of `world`; returns the whole store when all have done their share."""
     shares = [source.select(range(len(source) * r // world, len(source) * (r + 1) // world)) for r in range(world)]
     places = [folder / PARTS / f"{r}-of-{world}" for r in range(world)]
+    launch = folder / PARTS / LAUNCH
     part = create(places[rank])
+    if not rank:
+        launch.write_text(secrets.token_hex(), encoding="utf-8")
     fill(part, shares[rank], done=Store(folder) if (folder / CATALOGUE).exists() else None, **how)
-    with part.catalogue.transaction():
-        part.catalogue.set_fact("whole", digest(*shares[rank].ids))
     if rank:
-        while (folder / PARTS).exists():
-            time.sleep(POLL)
+        _answer(part, launch)
         return Store(folder)
-    for place, share in zip(places, shares):
-        while not _whole(place, share):
+    for place in places[1:]:
+        while not _whole(place, launch.read_text(encoding="utf-8")):
             time.sleep(POLL)
     whole = create(folder)
     for place in places:
         whole.copy(Store(place), newer=True)
-    for place in sorted((folder / PARTS).iterdir()):  # what is left of builds by another number of processes
-        whole.copy(Store(place))
+    for place in sorted(path for path in (folder / PARTS).iterdir() if path.is_dir()):
+        whole.copy(Store(place))  # what is left of builds by another number of processes
     shutil.rmtree(folder / PARTS)
     return whole
 
 
-def _whole(place: Path, share: Pictures) -> bool:
-    """Has the process of this part done all of its share?"""
-    return (place / CATALOGUE).exists() and Store(place).catalogue.fact("whole") == digest(*share.ids)
+def _answer(part: Store, launch: Path) -> None:
+    """Tell the first process, as often as it asks, that this part is whole; until it has taken all parts away."""
+    told = ""
+    while launch.parent.exists():
+        with suppress(FileNotFoundError):  # not written yet, or taken away just now
+            asked = launch.read_text(encoding="utf-8")
+            if asked != told:
+                with part.catalogue.transaction():
+                    part.catalogue.set_fact("whole", asked)
+                told = asked
+        time.sleep(POLL)
+
+
+def _whole(place: Path, launch: str) -> bool:
+    """Has the process of this part done all of its share, in this launch?"""
+    return (place / CATALOGUE).exists() and Store(place).catalogue.fact("whole") == launch

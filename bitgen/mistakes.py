@@ -129,5 +129,13 @@ def confusion(image_features: Tensor, text_features: Tensor, owner: Tensor, trut
                     counts[place[name], place[other]] += 1 / len(extra)
     asked = torch.tensor([sum(having[right][name] * len(near) for right, near in zip(owner.tolist(), nearest))
                           for name in names])[:, None]
-    others = torch.tensor([sum(name in h for h in having) - 1 for name in names], dtype=torch.float64)
-    return Confusion(names, counts / asked.clamp(1), others.clamp(0) / max(len(truth) - 1, 1))
+    return Confusion(names, counts / asked.clamp(1), torch.tensor([_by_chance([h[name] for h in having])
+                                                                   for name in names], dtype=torch.float64))
+
+
+def _by_chance(numbers: Sequence[int]) -> float:
+    """Share of a value's occurrences that another image, drawn at random, has too; `numbers` of them in each image."""
+    images, held = Counter(numbers), len(numbers) * sum(numbers)
+    both = sum(min(one, other) * many * (images[other] - (one == other))
+               for one, many in images.items() for other in images)
+    return both / max(held - sum(numbers), 1)

@@ -262,14 +262,16 @@ def network(case: Case) -> Section:
 def _looks(case: Case) -> list[str]:
     """The first image under the words of its first caption, and under occlusion."""
     place = case.gallery.indices[0]
-    pixels = case.batch.pixel_values[:1]
+    image = case.data.pixels(place, case.processor.vision.image_size)
+    pixels = normalise(image[None], case.processor.vision.mean, case.processor.vision.std)
+    pixels = pixels.to(case.batch.pixel_values.device)
     words = {name: value.to(pixels.device) for name, value in
              case.processor(text=[case.data.captions[place][0]]).items()}
     seen = attention.decoder_looks(case.model, pixels, **words)[:-1][:23].cpu().numpy()
     needed = attention.occlusion(case.model, pixels, **words)[None].cpu().numpy()
     ids = words["input_ids"][0, 1: 1 + len(seen)].tolist()
     said = [case.processor.tokenizer.decode([i]).strip() or "·" for i in ids]
-    image = case.data.pixels(place, case.processor.vision.image_size).numpy()
+    image = image.numpy()
     return [figure(network_figures.attention(image, said, seen), "Where the decoder looks when it says each word of "
                    "the first caption."),
             figure(network_figures.attention(image, ["the whole caption"], needed, title="What the contrast needs"),

@@ -79,13 +79,13 @@ class Store:
     def copy(self, other: Store, newer: bool = False) -> None:
         """Append the pictures of another store that are not here yet; removed ones do not come along.
 
-        newer: what the other store found in a file that has changed takes the place of what is here; else a file that
-        could not be read here stays out too.
+        newer: what the other store found anew takes the place of what is here; else a file that could not be read here
+        stays out too.
         """
         here = self.catalogue.stamps() | ({} if newer else self.catalogue.skipped())
         for entries in other.chunks():
             entries = [entry for entry in entries
-                       if entry[1].id not in here or newer and entry[1].stamp != here[entry[1].id]]
+                       if entry[1].id not in here or newer and entry[1] != self.catalogue.item(entry[1].id)]
             if not entries:
                 continue
             rows, items, caption_rows = zip(*entries)
