@@ -71,8 +71,8 @@ def memory_written_once(trainer: Trainer) -> AbstractContextManager:
     """After the first step every image is left out of its episode."""
     after_step = trainer.objective.after_step
 
-    def once(batch, pending):
-        after_step(batch, pending)
+    def once(*done):
+        after_step(*done)
         trainer.objective.config.left_out = 1.0
     return patch.object(trainer.objective, "after_step", once)
 

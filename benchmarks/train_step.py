@@ -119,7 +119,7 @@ class Step:
         norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), 1.0)
         if torch.isfinite(norm):
             self.optimizer.step()
-            self.task.after_step(self.batch, pending)
+            self.task.after_step((self.batch, pending))
         self.optimizer.zero_grad(set_to_none=True)
 
 

@@ -15,9 +15,9 @@ from typing import Literal
 
 import tyro
 
+from bitgen.checkpoint import CheckpointError
 from bitgen.config import Config, DataConfig, load_preset, nearest, preset_names, settings
-
-EXIT_INPUT = 65
+from bitgen.exits import DISK, INPUT
 
 
 @dataclass
@@ -201,9 +201,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if asked_for_help else 2
     try:
         return commands[argv[0]](argv[1:])
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
+            PermissionError) as error:
         print(f"bitgen: {error}", file=sys.stderr)
-        return EXIT_INPUT
+        return INPUT
+    except (OSError, CheckpointError) as error:
+        print(f"bitgen: {error}", file=sys.stderr)
+        return DISK
 
 
 def parse_config(argv: list[str]) -> Config:
@@ -269,6 +273,7 @@ def evaluate(argv: list[str]) -> int:
     options = tyro.cli(Evaluate, prog="bitgen evaluate", args=argv)
     if options.rerank < 0:
         raise ValueError(f"rerank must be at least 0, got {options.rerank}")
+    _check_files(json=options.json, picture=options.picture)
     from bitgen import evaluate as module
     from bitgen.data import open_data
     from bitgen.facts import data_settings, evaluated
@@ -349,6 +354,7 @@ def diagnose(argv: list[str]) -> int:
     options = tyro.cli(Diagnose, prog="bitgen diagnose", args=argv)
     from bitgen.report import write
 
+    _check_files(out=options.out)
     page = write(options.run, options.out, options.data, options.split, options.images, options.checkpoint,
                  options.device)
     print(f"report: {page}")
@@ -405,6 +411,13 @@ def app(argv: list[str]) -> int:
         raise ValueError(f"the app needs {error.name}: pip install 'bitgen[app,index]'") from None
     launch(options.run, options.gallery, options.host, options.port, options.mcp, options.save_to)
     return 0
+
+
+def _check_files(**options: str | None) -> None:
+    """Raise `ValueError` for a file to write that is a folder: before the work, not after it."""
+    for name, path in options.items():
+        if path is not None and Path(path).is_dir():
+            raise ValueError(f"--{name} {path}: a folder; name a file to write")
 
 
 def _write(path: str, text: str) -> None:

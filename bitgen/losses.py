@@ -1,7 +1,8 @@
 """The losses, as pure functions of tensors.
 
-B images, N captions, M fused pairs, L tokens, D width, V vocabulary. All arithmetic is float32 or wider: at a
-logit scale of 100 neighbouring bf16 numbers are half a nat apart.
+B images, N captions, M fused pairs, L tokens, D width, V vocabulary. Similarities and losses are float32 or
+wider: at a logit scale of 100 neighbouring bf16 numbers are half a nat apart. Only the products that make the words'
+logits are in autocast's precision where training is: in float32 they would be a large part of the step.
 """
 
 from __future__ import annotations

@@ -196,23 +196,22 @@ class Objective(nn.Module):
         contrast has learned differ in what it sees already.
         """
         true = torch.arange(len(first), device=first.device)
+        if not self.config.itm:
+            return self.model.fusion(image.tokens, text.tokens, batch.attention_mask, (true, first))
         caption_rows, wrong_images = hard_negatives(candidates.similarity[first], candidates.allowed[first])
         tokens, mask = text.tokens, batch.attention_mask
-        if self.config.itm and candidates.queued_allowed is not None:
+        if candidates.queued_allowed is not None:
             tokens, mask, image_rows, wrong_captions = self._from_queue(tokens, mask, candidates)
         else:
             image_rows, wrong_captions = hard_negatives(candidates.similarity.T, candidates.allowed.T)
         images = torch.cat([true, wrong_images, image_rows])                          # (M,)
         captions = torch.cat([first, first[caption_rows], wrong_captions])
-        if not self.config.itm:
-            images, captions = images[: len(first)], captions[: len(first)]
         code = self.model.fusion(image.tokens, tokens, mask, (images, captions))
-        if self.config.itm:
-            logits = self.model.match_head(code)
-            matched = torch.arange(len(images), device=first.device) < len(first)
-            losses["itm"] = matching_loss(logits, matched)
-            report["itm_acc"] = (logits.argmax(1) == matched).float().mean()
-            report["itm_acc_chance"] = 1 - matched.float().mean()
+        logits = self.model.match_head(code)
+        matched = torch.arange(len(images), device=first.device) < len(first)
+        losses["itm"] = matching_loss(logits, matched)
+        report["itm_acc"] = (logits.argmax(1) == matched).float().mean()
+        report["itm_acc_chance"] = 1 - matched.float().mean()
         return code[: len(first)]
 
     def _from_queue(self, tokens, mask, candidates) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -267,23 +266,31 @@ class Objective(nn.Module):
     # After the step ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def after_step(self, batch: Batch, pending: Pending) -> None:
-        """All writes of a training step: the clamp, the queue, the persistent memory, the momentum copy."""
+    def after_step(self, *done: tuple[Batch, Pending]) -> None:
+        """All writes of a training step, of one batch or of those it accumulated: the clamp, the queue, the persistent
+        memory, the momentum copy. The last two forget a little each time: once a step, however it is split."""
         # A hair under the forward's own clamp: at or above it there is no gradient to come down by.
         self.model.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE) - 1e-5)
-        if pending.keys is not None:
-            first = batch.firsts()
-            keys = [x - x.mean(0) for x in map(gathered, pending.keys)]
-            ids, mask = batch.input_ids[first], batch.attention_mask[first]
-            ids = F.pad(ids, (0, self.queue.input_ids.shape[1] - ids.shape[1]))  # equally wide in all processes
-            told = batch.image_ids, batch.caption_ids[first], ids, mask.sum(1)
-            self.queue.enqueue(*keys, *map(gathered, told))
-        if pending.address is not None:
-            added = Belief(*(summed(x) for x in pending.added))
-            self.model.memory.remember(gathered(pending.key), gathered(pending.address), added)
+        for batch, pending in done:
+            if pending.keys is not None:
+                self._enqueue(batch, pending.keys)
+        written = [pending for _, pending in done if pending.address is not None]
+        if written:
+            added = Belief(*(summed(sum(parts)) for parts in zip(*(pending.added for pending in written))))
+            key, address = (torch.cat([gathered(getattr(pending, name)) for pending in written])
+                            for name in ("key", "address"))
+            self.model.memory.remember(key, address, added)
         if self.momentum is not None:
             self.momentum.update(self.model)
-        self.steps.add_(1)
+        self.steps.add_(len(done))
+
+    def _enqueue(self, batch: Batch, keys: Keys) -> None:
+        first = batch.firsts()
+        centred = [x - x.mean(0) for x in map(gathered, keys)]
+        ids, mask = batch.input_ids[first], batch.attention_mask[first]
+        ids = F.pad(ids, (0, self.queue.input_ids.shape[1] - ids.shape[1]))  # equally wide in all processes
+        told = batch.image_ids, batch.caption_ids[first], ids, mask.sum(1)
+        self.queue.enqueue(*centred, *map(gathered, told))
 
 
 def _wider(mask: Tensor, like: Tensor) -> Tensor:

@@ -116,6 +116,25 @@ class MuonAdamW(Optimizer):
         self._link()
 
 
+def named_state(optimizer: Optimizer, model: nn.Module) -> dict[str, dict]:
+    """What the optimizer has noted of each weight, by the weight's name: whatever groups it stands in."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(parameter)]: noted for parameter, noted in optimizer.state.items()}
+
+
+def load_named_state(optimizer: Optimizer, model: nn.Module, states: dict[str, dict]) -> None:
+    """Undo `named_state`. Rates, decay and betas stay as the optimizer has them now.
+
+    Raises `ValueError` for the state of a weight that it does not move.
+    """
+    moved = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    places = {name: moved.index(id(p)) for name, p in model.named_parameters() if id(p) in moved}
+    if strange := states.keys() - places.keys():
+        raise ValueError(f"the optimizer moves no weight {min(strange)!r}")
+    optimizer.load_state_dict({"state": {places[name]: noted for name, noted in states.items()},
+                               "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 @torch.no_grad()
 def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     """`grad_norm/<part>`: norm of the gradient of each part, before clipping."""

@@ -27,6 +27,7 @@ from bitgen.hub import resolve_resume
 from bitgen.logs import METRICS
 from bitgen.model import BitGen
 from bitgen.objective import Objective
+from bitgen.optimizer import load_named_state, named_state
 from bitgen.processing import Processor
 from bitgen.randomness import random_state, restore_random_state
 
@@ -76,8 +77,10 @@ def take(run_folder: Path, objective: Objective, optimizer: Optimizer, accelerat
     if accelerator.num_processes > 1:
         states = [None] * accelerator.num_processes
         torch.distributed.all_gather_object(states, random_state())
-    state = {"progress": progress, "objective": objective.state_dict(), "optimizer": optimizer.state_dict(),
-             "random": states, "here": here(accelerator), "metrics": _metrics(run_folder)}
+    state = {"progress": progress, "objective": objective.state_dict(), "random": states,
+             "optimizer": named_state(optimizer, objective.model),
+             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+             "here": here(accelerator), "metrics": _metrics(run_folder)}
     if broken := [name for name, tensor in _tensors(state) if not torch.isfinite(tensor).all()]:
         raise Stop(f"{len(broken)} tensors hold NaN or infinity, such as {broken[0]}: not saved, and the checkpoint "
                    "before stands. Go on from that one with a tenth of optim.lr, or with --precision float32", NUMBERS)
@@ -94,7 +97,9 @@ def restore(folder: Path, run_folder: Path, objective: Objective, optimizer: Opt
         [file] = folder.glob("checkpoint-*.pt")
         state = torch.load(file, map_location="cpu", weights_only=True)
         objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_named_state(optimizer, objective.model, state["optimizer"])
+        if accelerator.scaler and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
         progress, changed = state["progress"], differences(state["here"], here(accelerator))
         metrics = zlib.decompress(state["metrics"].numpy().tobytes())
         restore_random_state(state["random"][accelerator.process_index % len(state["random"])])

@@ -62,6 +62,8 @@ class Trainer:
         if (kind := self.accelerator.distributed_type) in SHARDED:
             raise ValueError(f"the launcher is set to {kind.value}: every process holds the whole model here, which is "
                              "far too small to be sharded; launch with torchrun, or accelerate's multi-GPU or -CPU")
+        if config.loss.itc and config.optim.batch_size * self.accelerator.num_processes < 2:
+            raise ValueError("optim.batch_size 1: the contrast needs at least 2 images at a time, to tell them apart")
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         set_seed(config.seed)
         self.saver = Saver(config) if self.main else None
@@ -95,6 +97,8 @@ class Trainer:
         if config.compile:
             objective.compile_encoders()
         self.wrapped = process.prepare_model(objective.to(self.device))
+        if process.process_index:  # the same weights everywhere, but not the same chances: dropout, what is left out
+            set_seed(config.seed + process.process_index)
         self.objective: Objective = process.unwrap_model(self.wrapped)
 
     @property
@@ -118,9 +122,10 @@ class Trainer:
         self.journal.unreadable(unreadable)
         with closing(self.journal), self.signals, repeatable(self.device):
             try:
-                if self.step == self.steps and self.saver:  # the run has ended before, perhaps without a Hub
+                if self.step < self.steps and not self._waited():
+                    self._loop()
+                elif self.saver:  # the run has ended before, perhaps without a Hub
                     self.saver.offer(self.step, self.best["step"])
-                self._loop()
                 self.signals.leaving = True
             except BaseException as error:
                 with suppress(Stop):  # the reason to end is another
@@ -143,8 +148,9 @@ class Trainer:
                 with self.meter.aside():
                     self.journal.finished(self.step, self.val_data, self.model, self.config.loss)
             stop, push = self._stop(), self.config.hub.repo is not None and self._due(self.config.hub.push_every)
-            if last or enough or stop or push or self._due(self.config.save_every):
-                self.save(push=bool(last or enough or stop or push))
+            ends, best = bool(last or enough or stop), self.best["step"] == self.step
+            if ends or push or best or self._due(self.config.save_every):  # the best can only stay if it is there
+                self.save(push=ends or push, ends=ends)
             if stop:
                 raise stop
             if enough:
@@ -183,18 +189,22 @@ class Trainer:
                 self.accelerator.backward(losses["total"] / config.accumulation)
             done.append((batch, pending))
         report = {**{name: loss.detach() for name, loss in losses.items()}, **report}
+        scaler = self.accelerator.scaler                                          # of fp16
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         if self.step % self.config.log_every == self.config.log_every - 1 or self.step == 0:
             report |= gradient_norms(self.model)                                  # before clipping
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip)
         report["grad_norm"], report["lr"] = norm, config.lr * rate
         if torch.isfinite(norm) and torch.isfinite(losses["total"]):
             self.optimizer.step()
-            for batch, pending in done:
-                self.objective.after_step(batch, pending)
+            self.objective.after_step(*done)
             self.skipped = 0
         else:
             self.skipped += 1
             self.skipped_in_all += 1
+        if scaler is not None:
+            scaler.update()  # less where gradients overflowed
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         report["skipped"], report["skipped_in_all"] = self.skipped, self.skipped_in_all
@@ -206,9 +216,11 @@ class Trainer:
 
     def _kind(self) -> str:
         """Batches that cost the same have the same name."""
-        return "with queue" if int(self.objective.steps) >= self.config.loss.queue_start else "without queue"
+        begun = int(self.objective.steps) >= self.config.loss.queue_start
+        return "with queue" if self.objective.queue is not None and begun else "without queue"
 
     def _log(self, report: dict[str, Tensor]) -> None:
+        self._share_unreadable()
         if self.main:
             row = {name: float(value) for name, value in report.items()}
             moved = update_ratios(list(self.model.named_parameters()), self.optimizer.param_groups,
@@ -228,26 +240,36 @@ class Trainer:
             self.validation, gallery = validate(self.weights, self.config, self.val_data, self.tokenizer,
                                                 self.accelerator)
             self.journal.validated(self.step, self.validation, gallery, self.val_data, self.weights)
+        self.validation["validated_at"] = self.step
         loss = self.validation["total"]
-        if loss < self.best["loss"] - self.config.optim.min_delta:
+        if self._agreed(loss < self.best["loss"] - self.config.optim.min_delta):
             self.best = {"step": self.step, "loss": loss, "waited": 0}
         else:
             self.best["waited"] += 1
-        return bool(self._agreed(self.best["waited"] >= self.config.optim.patience))
+        return self._waited()
+
+    def _waited(self) -> bool:
+        """Has validation been no better for as long as early stopping waits?"""
+        return self.best["waited"] >= self.config.optim.patience
 
     # Saving and resuming ----------------------------------------------------------------------------------
 
-    def save(self, push: bool = False) -> None:
-        """Write `checkpoint-<step>`, and `push` it; a failure is a warning, three in a row end the run."""
+    def save(self, push: bool = False, ends: bool = False) -> None:
+        """Write `checkpoint-<step>`, and `push` it. A failure is a warning; three in a row end the run, and one does
+        where the run `ends` here, for nothing comes after it."""
+        self._share_unreadable()
         with self.meter.aside():
             progress = {name: getattr(self, name) for name in PROGRESS} | {"unreadable": dict(self.journal.bad)}
             state = snapshot.take(self.folder, self.objective, self.optimizer, self.accelerator, progress)
             if self.saver:
-                metrics = {"step": self.step, "epoch": self.step / self._validate_every(), **self.validation}
+                epoch = self.step * self.config.optim.accumulation / self.feed.epoch
+                metrics = {"step": self.step, "epoch": epoch, **self.validation}
                 writers = snapshot.writers(self.config, self.weights, self.processor, metrics, state)
                 self.saver.save(self.step, writers, self.best["step"], push, snapshot.size(state, self.weights))
-        if self._agreed(self.saver.failed if self.saver else 0) >= FAILED:
-            raise Stop(f"{FAILED} checkpoints in a row could not be written to {self.folder}", DISK)
+        failed = self._agreed(self.saver.failed if self.saver else 0)
+        if failed >= (1 if ends else FAILED):
+            raise Stop(f"{failed} checkpoints in a row could not be written to {self.folder}, the last of step "
+                       f"{self.step}; `--resume auto` goes on from the one before", DISK)
 
     def _open_folder(self) -> None:
         """The run folder with settings and facts. Raises `Stop` where it cannot be written: nothing would remain."""
@@ -272,6 +294,14 @@ class Trainer:
         if self.saver:
             self.saver.publish(self.resume_from)
         return known | progress["unreadable"]
+
+    def _share_unreadable(self) -> None:
+        """What any process could not read is known to all, and told by the main one."""
+        if self.accelerator.num_processes > 1:
+            found = [None] * self.accelerator.num_processes
+            torch.distributed.all_gather_object(found, self.journal.bad)
+            for bad in found:
+                self.journal.unreadable(bad)
 
     # Small things -----------------------------------------------------------------------------------------
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import torch
 from accelerate import Accelerator
 
+from bitgen.cache import check_bad
 from bitgen.config import Config
-from bitgen.data import Collator
+from bitgen.data import Batch, Collator
 from bitgen.encoded import Gallery
 from bitgen.images import normalise
 from bitgen.leak import leak
@@ -17,13 +19,16 @@ from bitgen.objective import Objective
 from bitgen.retrieval import recall_at_k
 from bitgen.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 
 @torch.no_grad()
 def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelerator: Accelerator,
              batch_size: int = 100) -> tuple[dict[str, float], Gallery]:
     """Losses without queue and without augmentation, and recall over the whole split; the same at every call.
 
-    With them what the decoder makes of words in random order (`bitgen.leak`), in the last batch.
+    With them what the decoder makes of words in random order (`bitgen.leak`), in the last batch. Images that cannot be
+    read are left out and named in the log; too many of them (`data.max_bad_fraction`) raise `ValueError`.
 
     Nothing of the model's state changes: hard negatives and left-out images come from a fixed seed.
     """
@@ -31,12 +36,15 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
     places = [i for i in range(len(data)) if i not in data.bad]
     collator = Collator(data, tokenizer, config.vision.image_size, None, config.seed, config.model.max_tokens)
     sums: dict[str, float] = {}
-    images, texts, owners = [], [], []
+    images, texts, owners, kept = [], [], [], []
     gpu = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpu):
         torch.manual_seed(0)
         for start in range(0, len(places), batch_size):
-            batch = collator(places[start: start + batch_size], 0).to(accelerator.device)
+            rows, batch = _readable(collator, places[start: start + batch_size])
+            if not rows:
+                continue
+            batch = batch.to(accelerator.device)
             pixels = normalise(batch.pixel_values, config.vision.mean, config.vision.std)
             batch = dataclasses.replace(batch, pixel_values=pixels)
             with accelerator.autocast():
@@ -44,11 +52,23 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
                 losses, report, _ = objective.score(image, text, batch)
             images.append(image.feature)
             texts.append(text.feature)
-            owners.append(batch.image_index + start)
+            owners.append(batch.image_index + len(kept))
+            kept += rows
             for name, value in {**losses, **report}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(pixels) / len(places)
         with accelerator.autocast():  # last of all, so that nothing above draws other random numbers for it
             sums |= leak(objective, image, batch)
-    gallery = Gallery(*(torch.cat(x).cpu() for x in (images, texts, owners)), indices=places)
+    check_bad(collator.bad, len(data), config.data.max_bad_fraction)
+    sums = {name: value * len(places) / len(kept) for name, value in sums.items()} if len(kept) < len(places) else sums
+    gallery = Gallery(*(torch.cat(x).cpu() for x in (images, texts, owners)), indices=kept)
     recall = recall_at_k(gallery.image_features, gallery.text_features, gallery.owner)
-    return {**sums, **{name: float(value) for name, value in recall.items()}, "images": len(places)}, gallery
+    return {**sums, **{name: float(value) for name, value in recall.items()}, "images": len(kept)}, gallery
+
+
+def _readable(collator: Collator, places: list[int]) -> tuple[list[int], Batch]:
+    """Those of the places whose image can be read, and the batch of these, without stand-ins."""
+    batch = collator(places, 0)
+    for name, reason in batch.bad.items():
+        log.warning("skipped %s: %s", name, reason)
+    kept = [i for i in places if collator.dataset.image_ids[i] not in collator.bad]
+    return kept, batch if len(kept) == len(places) or not kept else collator(kept, 0)

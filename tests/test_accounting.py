@@ -68,7 +68,7 @@ def test_the_momentum_copy_and_the_queue_cost_something(tmp_path):
         with meter.batch(6, kind):
             losses, _, pending = objective(tiny_batch())
             losses["total"].backward()
-        objective.after_step(tiny_batch(), pending)
+        objective.after_step((tiny_batch(), pending))
     costs = meter.totals["flops_per_sample"]
     assert costs["with queue"] > 1.05 * costs["without queue"]
 

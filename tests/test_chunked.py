@@ -25,7 +25,7 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(chunk):
     batch, results = tiny_batch(), []
     for size in (None, chunk):
         task = Objective(tiny_model(gates=0.5), LossConfig(queue=32, queue_start=0, episode=4, chunk=size))
-        task.after_step(batch, step(task, batch)[2])
+        task.after_step((batch, step(task, batch)[2]))
         losses, grads, pending = step(task, tiny_batch(seed=1))
         results.append(({**losses}, grads, pending.keys._asdict()))
     for whole, parts in zip(*results):

@@ -80,7 +80,7 @@ def test_contrast_with_queue_equals_a_loop(momentum, keys):
         history += list(zip(seen - seen.mean(0), said - said.mean(0), past.image_ids.tolist(),
                             past.caption_ids[first].tolist()))
         weights = {name: p.clone() for name, p in encoder.named_parameters()}
-        task.after_step(past, pending)
+        task.after_step((past, pending))
         encoder.load_state_dict(weights, strict=False)
 
 
@@ -95,9 +95,9 @@ def test_the_batch_is_enqueued_after_its_loss():
     task, batch = objective(), tiny_batch()
     pending = task(batch)[2]
     assert task.queue.size == 0
-    task.after_step(batch, pending)
+    task.after_step((batch, pending))
     assert task.queue.size == 6 and torch.equal(task.queue.held()[2], batch.image_ids)
-    task.after_step(tiny_batch(seed=1), task(tiny_batch(seed=1))[2])
+    task.after_step((tiny_batch(seed=1), task(tiny_batch(seed=1))[2]))
     assert task.queue.size == 12
 
 
@@ -109,7 +109,7 @@ def test_a_queued_key_does_not_tell_its_age():
         task = objective()
         _, _, pending = task(batch)
         keys = Keys(*(x + moved for x in pending.keys))
-        task.after_step(batch, pending._replace(keys=keys))
+        task.after_step((batch, pending._replace(keys=keys)))
         queues.append(task.queue.image[:6].clone())
     torch.testing.assert_close(*queues)
     assert queues[0].mean(0).abs().max() < 1e-6
@@ -120,7 +120,7 @@ def test_the_queue_takes_part_from_its_first_step_on():
     for keys_expected in (False, False, True):
         _, _, pending = task(batch)
         assert (pending.keys is not None) == keys_expected
-        task.after_step(batch, pending)
+        task.after_step((batch, pending))
     assert task.eval()(batch)[2].keys is None
 
 
@@ -131,7 +131,7 @@ def test_a_perfect_model_reaches_loss_zero_with_a_queue_full_of_its_own_images()
     keys = Keys(image.feature, text.feature[::2])
     for _ in range(6):
         losses, report, pending = task.score(image, text, batch, keys)
-        task.after_step(batch, pending)
+        task.after_step((batch, pending))
     assert task.queue.size == 32 and losses["itc"] < 1e-4
     assert report["t2i"] == report["i2t"] == 1
 
@@ -144,7 +144,7 @@ def test_a_collapsed_model_scores_chance():
         losses, report, pending = task.score(image, text, batch, Keys(image.feature, text.feature[::2]))
         assert losses["itc"].item() == pytest.approx(report["itc_chance"].item(), rel=1e-4)
         batch = replace(batch, image_ids=batch.image_ids + 10, caption_ids=batch.caption_ids + 20)
-        task.after_step(batch, pending)
+        task.after_step((batch, pending))
     assert report["t2i"].item() == report["t2i_chance"].item() == pytest.approx(1 / 6)
     assert report["itm_acc_chance"].item() == pytest.approx(2 / 3)
     plain = objective(queue=0).score(image, text, batch)[1]["itc_chance"].item()

@@ -36,7 +36,7 @@ def test_degenerate_batches_give_finite_numbers_and_gradients(kind, left_out):
     for _ in range(2):                                                             # with an empty and a filled queue
         losses, report, pending = task(batch)
         losses["total"].backward()
-        task.after_step(batch, pending)
+        task.after_step((batch, pending))
         assert {name: value.item() for name, value in {**losses, **report}.items() if not value.isfinite()} == {}
         assert all(p.grad.isfinite().all() for p in task.model.parameters() if p.grad is not None)
 

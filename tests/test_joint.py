@@ -22,7 +22,7 @@ def test_it_learns_one_batch_by_heart():
         losses, report, pending = task(batch)
         losses["total"].backward()
         optimizer.step()
-        task.after_step(batch, pending)
+        task.after_step((batch, pending))
     assert report["t2i"] == report["i2t"] == 1 and report["itm_acc"] > report["itm_acc_chance"]
     assert losses["itc"] < 0.3 * start["itc"] and losses["text"] < 0.8 * start["text"]
     assert losses["text"] > smoothing_floor(WORDS, 0.1)
@@ -82,7 +82,7 @@ def two_steps(batches):
         losses, _, pending = task(batch)
         losses["total"].backward()
         grads = gradients(task)
-        task.after_step(batch, pending)
+        task.after_step((batch, pending))
     return {"losses": {name: loss.detach() for name, loss in losses.items()}, "gradients": grads,
             "state": task.state_dict()}
 

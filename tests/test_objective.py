@@ -67,7 +67,7 @@ def with_a_queue():
     """An objective whose queue holds another batch; one of its images, and of its captions, are in the batch too."""
     task, batch, past = objective(left_out=0.0).train(), tricky_batch(), tricky_batch(seed=1)
     past.image_ids[0], past.caption_ids[firsts(past)[1]] = batch.image_ids[0], batch.caption_ids[2]
-    task.after_step(past, task(past)[2])
+    task.after_step((past, task(past)[2]))
     return task, batch, past
 
 
@@ -270,7 +270,7 @@ def test_parts_can_be_left_out():
     batch = tiny_batch()
     losses, report, pending = task(batch)
     assert set(losses) == {"itc", "total"} and not any(value.requires_grad for value in report.values())
-    task.after_step(batch, pending)
+    task.after_step((batch, pending))
 
 
 # State ----------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_parts_can_be_left_out():
 def test_evaluation_gives_the_same_numbers_twice_and_changes_no_state():
     task, batch = objective(left_out=0.5), tiny_batch()
     task.train()
-    task.after_step(batch, task(batch)[2])
+    task.after_step((batch, task(batch)[2]))
     task.eval()
     before = {name: value.clone() for name, value in task.state_dict().items()}
     numbers = []
@@ -304,7 +304,7 @@ def test_after_the_step_memory_queue_and_momentum_have_moved():
     pending = task(batch)[2]
     with torch.no_grad():
         task.model.project.weight += 1
-    task.after_step(batch, pending)
+    task.after_step((batch, pending))
     expected = sum(M.Belief(b.precision - task.model.memory.prior().precision, b.information).precision
                    for b in {id(b): b for b in slow_episodes(objective(), batch, [True] * 6)}.values())
     torch.testing.assert_close(task.model.memory.written_precision, expected, atol=1e-2, rtol=1e-3)
@@ -314,18 +314,29 @@ def test_after_the_step_memory_queue_and_momentum_have_moved():
     torch.testing.assert_close(moved, torch.full_like(moved, 0.9))
 
 
+def test_accumulated_batches_are_forgotten_by_once():
+    task, batches = objective(), [tiny_batch(), tiny_batch(seed=2)]
+    pendings = [task(batch)[2] for batch in batches]
+    before = objective().model.memory.written_precision + 1
+    task.model.memory.written_precision.copy_(before)
+    task.after_step(*zip(batches, pendings))
+    added = sum(pending.added.precision for pending in pendings)
+    torch.testing.assert_close(task.model.memory.written_precision, task.model.memory.decay * before + added)
+    assert int(task.steps) == 2 and int(task.momentum.updates) == 1
+
+
 def test_a_memory_that_nothing_is_written_to_has_no_utilization():
     """With one caption an image there is no other caption to write."""
     task, batch = objective(), tiny_batch(captions=1)
     _, report, pending = task(batch)
-    task.after_step(batch, pending)
+    task.after_step((batch, pending))
     assert task.model.memory.written_precision.abs().max() == 0
     assert M.utilization(task.model.memory.usage) == 0 and report["memory_quality"] == 0
 
 
 def test_a_saved_objective_goes_on_with_the_same_numbers():
     task, batch = objective().train(), tiny_batch()
-    task.after_step(batch, task(batch)[2])
+    task.after_step((batch, task(batch)[2]))
     copy = objective(seed=1).train()
     copy.load_state_dict(task.state_dict())
     results = []
@@ -338,7 +349,7 @@ def test_a_saved_objective_goes_on_with_the_same_numbers():
 def test_logit_scale_is_clamped_at_100_and_can_come_down_again():
     task, batch = objective(), tiny_batch()
     task.model.logit_scale.data.fill_(9.0)
-    task.after_step(batch, task(batch)[2])
+    task.after_step((batch, task(batch)[2]))
     assert task.model.scale().item() == pytest.approx(MAX_LOGIT_SCALE, rel=1e-4)
     assert task.model.scale() <= MAX_LOGIT_SCALE
     task(batch)[0]["itc"].backward()

@@ -143,5 +143,5 @@ def test_the_command_line(tmp_path, tiny, capsys):
                                (["search", out, "a", "--minus", " \t"], "a blank says nothing"),
                                (["index", "restore", out, "blue.png"], "'blue.png' was not removed"),
                                (["search", str(photos), "a"], "no index here")):
-        assert cli.main(arguments) == cli.EXIT_INPUT
+        assert cli.main(arguments) == cli.INPUT
         assert message in capsys.readouterr().err

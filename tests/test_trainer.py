@@ -248,9 +248,15 @@ def test_a_full_disk_costs_a_warning_and_three_in_a_row_the_run(tmp_path, monkey
     def full(folder, *_, **__):
         raise checkpoint.CheckpointError(folder, "no space left", needed=10, free=1)
 
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda folder, step, *a, **k: (full if step == 3 else save)(
+        folder, step, *a, **k))
+    Trainer(config(tmp_path / "one")).fit()
+    assert "training goes on" in capsys.readouterr().err and (tmp_path / "one" / "checkpoint-6").is_dir()
     monkeypatch.setattr(checkpoint, "save", full)
-    Trainer(config(tmp_path / "two")).fit()
-    assert "training goes on" in capsys.readouterr().err
+    with pytest.raises(Stop, match="the last of step 6") as stop:  # what was trained since the one before is lost
+        Trainer(config(tmp_path / "last", "--save-every", "100")).fit()
+    assert stop.value.code == 74
     with pytest.raises(Stop, match="3 checkpoints in a row") as stop:
         Trainer(config(tmp_path / "three", "--save-every", "1")).fit()
     assert stop.value.code == 74
@@ -261,13 +267,100 @@ def test_early_stopping_waits_as_long_as_it_was_told(tmp_path, monkeypatch):
     trainer = Trainer(config(tmp_path, *changes))
     trainer.fit()
     assert trainer.step == 3 and trainer.best["step"] == 1   # the first is the best; two more bring nothing
-    assert (tmp_path / "checkpoint-3").is_dir()
+    assert (tmp_path / "checkpoint-3").is_dir() and (tmp_path / "checkpoint-1").is_dir(), "the last and the best"
+    assert json.loads((tmp_path / "checkpoint-1" / "metrics.json").read_text())["validated_at"] == 1
+    again = Trainer(config(tmp_path, *changes, "--resume", "auto"))
+    again.fit()
+    assert again.step == 3, "it has ended"
+    longer = Trainer(config(tmp_path, *changes, "--resume", "auto", "--optim.patience", "3"))
+    longer.fit()
+    assert longer.step == 4
+
+
+def test_the_best_checkpoint_stands_also_where_none_was_due(tmp_path):
+    trainer = Trainer(config(tmp_path, "--validate-every", "2", "--save-every", "100", "--keep", "1"))
+    losses = iter([3.0, 1.0, 2.0])
+    validated = Trainer._validated
+
+    def told(self):
+        with pytest.MonkeyPatch.context() as patch:
+            loss = next(losses)
+            patch.setattr("bitgen.trainer.validate", lambda *_: ({"total": loss}, None))
+            patch.setattr(self.journal, "validated", lambda *_: None)
+            return validated(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_validated", told)
+        trainer.fit()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    assert [path.name for path in checkpoint.course(tmp_path)] == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_the_epoch_in_a_checkpoint_is_that_of_the_images_seen(run):
+    assert json.loads((run / "checkpoint-6" / "metrics.json").read_text())["epoch"] == 6 * 16 / 128
+
+
+def test_scaled_gradients_are_those_that_were_not_scaled_and_overflow_lowers_the_scale(tmp_path):
+    """As with fp16, which no CPU trains in."""
+    ended = []
+    for name, scale in (("plain", None), ("scaled", 2.0**10), ("overflowing", 2.0**127)):
+        trainer = Trainer(config(tmp_path / name, "--precision", "float32", "--optim.max-steps", "3"))
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
+        trainer.fit()
+        ended.append(trainer)
+    plain, scaled, overflowing = ended
+    assert differences(plain.model.state_dict(), scaled.model.state_dict()) == []
+    norms = [read_metrics(tmp_path / name)[0]["grad_norm"] for name in ("plain", "scaled")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert overflowing.skipped_in_all > 0 and overflowing.accelerator.scaler.get_scale() < 2.0**127
+    saved = state_of(tmp_path / "overflowing", 3)["scaler"]
+    assert saved["scale"] == overflowing.accelerator.scaler.get_scale()
+
+
+def test_a_resumed_optimizer_has_the_settings_of_now(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    now = ["--optim.weight-decay", "0.3", "--optim.betas", "0.5", "0.6", "--optim.muon-momentum", "0.1",
+           "--optim.decoder-lr", "0.002", "--optim.vision-lr", "1e-4"]  # other groups too
+    longer = ["--optim.epochs", "8", "--optim.max-steps", "7"]
+    trainer = Trainer(config(tmp_path / "run", "--resume", "auto", *longer, *now))
+    noted = {name: dict(value) for name, value in state_of(tmp_path / "run", 6)["optimizer"].items()}
+    trainer.fit()
+    assert trainer.step == 7
+    groups = trainer.optimizer.param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
+    assert {group["betas"] for group in groups if not group["muon"]} == {(0.5, 0.6)}
+    assert {group["momentum"] for group in groups if group["muon"]} == {0.1}
+    steps = {int(value["step"]) for value in noted.values() if "step" in value}
+    assert steps == {6} and {int(value["step"]) for value in trainer.optimizer.state.values() if "step" in value} == {7}
+
+
+def test_a_batch_of_one_image_is_refused_where_there_is_a_contrast(tmp_path):
+    with pytest.raises(ValueError, match="optim.batch_size 1: the contrast needs"):
+        Trainer(config(tmp_path, "--optim.batch-size", "1"))
+
+
+def test_validation_leaves_out_what_cannot_be_read(tmp_path, caplog):
+    """Also where that is not known before, as of images that are not prepared."""
+    trainer = Trainer(config(tmp_path, "--data.max-bad-fraction", "0.5"))
+    whole = memory(count=12)
+    broken = memory(count=12, bad={3, 7})
+    ask = lambda data: validate(trainer.model, trainer.config, data, trainer.tokenizer, trainer.accelerator,  # noqa: E731
+                                batch_size=5)
+    numbers, gallery = ask(broken)
+    assert gallery.indices == [i for i in range(12) if i not in (3, 7)] and numbers["images"] == 10
+    kept = torch.isin(ask(whole)[1].owner, torch.tensor([3, 7])).logical_not()
+    torch.testing.assert_close(gallery.text_features, ask(whole)[1].text_features[kept])
+    assert "skipped" in caplog.text
+    trainer.config.data.max_bad_fraction = 0.1
+    with pytest.raises(ValueError, match="2 of 12"):
+        ask(broken)
 
 
 def test_accumulated_batches_make_one_step(tmp_path):
     trainer = Trainer(config(tmp_path, "--optim.accumulation", "2", "--optim.max-steps", "2", "--log-every", "1"))
     trainer.fit()
     assert trainer.step == 2 and int(trainer.objective.queue.size) == 32   # queue_start counts batches
+    assert int(trainer.objective.momentum.updates) == 2, "one for each step, not for each batch"
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
