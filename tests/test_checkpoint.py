@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bitgen.checkpoint import CheckpointError, newest, publish, rotate, save, verify
+from bitgen.checkpoint import CheckpointError, course, newest, publish, rotate, save, verify
 
 
 def writers(step: int, size: int = 300) -> dict:
@@ -80,6 +80,18 @@ def test_what_is_saved_is_whole_and_newest(tmp_path):
         assert newest(tmp_path / "run") == (folder, [])
     assert sorted(p.name for p in folder.iterdir()) == ["MANIFEST.json", "metrics.json", "model.safetensors"]
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_the_course_of_a_run_is_what_its_last_training_left(tmp_path):
+    for step in (90, 100, 200, 300):
+        save(tmp_path, step, writers(step), keep=9)
+    (tmp_path / "checkpoint-400.tmp").mkdir()
+    (tmp_path / "checkpoint-7").mkdir()
+    names = lambda: [path.name for path in course(tmp_path)]  # noqa: E731
+    assert names() == ["checkpoint-90", "checkpoint-100", "checkpoint-200", "checkpoint-300"]
+    for step in (50, 150):  # another run in the same folder
+        save(tmp_path, step, writers(step), keep=9)
+    assert names() == ["checkpoint-50", "checkpoint-150"] and course(tmp_path / "none") == []
 
 
 def test_a_writer_may_put_files_beside_its_own(tmp_path):

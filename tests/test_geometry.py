@@ -27,6 +27,12 @@ def test_numbers_follow_their_formulas():
     assert G.modality_gap(x, y) == pytest.approx(math.dist(x.mean(0).tolist(), y.mean(0).tolist()), abs=1e-6)
 
 
+def test_uniformity_of_many_features_takes_some_of_them():
+    features = torch.nn.functional.normalize(torch.randn(5001, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert G.uniformity(features) == G.uniformity(features[::3])
+    assert G.uniformity(features) == pytest.approx(G.uniformity(features[:2000]), abs=0.05)
+
+
 def test_effective_rank_counts_directions():
     plane = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) @ torch.eye(2, 10)
     assert 1.5 < G.effective_rank(plane) <= 2 + 1e-6

@@ -307,6 +307,15 @@ def test_a_step_logged_in_two_parts_is_one_row_and_nan_is_valid_json(tmp_path):
     assert {v["check"]: v["value"] for v in written["verdicts"]}["validation"] is None
 
 
+def test_the_row_of_an_epochs_last_step_comes_before_its_validation():
+    facts = {"config": {"optim": {"batch_size": 16, "accumulation": 1}}, "data": {"train": {"images": 1600}},
+             "machine": {"processes": 1}}
+    verdict = lambda *rows: {v.check: v for v in diagnose(rows, facts)}["validation"]  # noqa: E731
+    assert not verdict({"step": 100, "itc": 1.0}).judged
+    assert verdict({"step": 100, "itc": 1.0}, {"step": 110, "itc": 1.0}).verdict == "WATCH"
+    assert verdict({"step": 100, "itc": 1.0, "val_total": 2.0}).verdict == "OK"
+
+
 def test_a_resumed_run_goes_on_with_what_stands_and_says_nothing_twice(tmp_path):
     rows = history(since=1200, itc=4.85)
     log = RunLog(tmp_path)

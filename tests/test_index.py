@@ -7,6 +7,7 @@ import pytest
 import torch
 from painted import COLOURS, SIDE, WIDTH, Painter, gallery, noise, painted
 
+from bitgen.engine import Exact
 from bitgen.index import Index
 from bitgen.matching import Weights
 from bitgen.query import mix, rerank
@@ -52,6 +53,23 @@ def test_filters_leave_exactly_what_they_say(index, painter, where, right):
     assert set(index.search(painter.text(["green"]), k=100, where=where).ids[0]) == expected
     found = index.search(painter.text(["green"]), k=1000, where=where, captions=True)
     assert sorted(found.ids[0]) == sorted(2 * list(expected))
+
+
+def test_names_with_brackets_and_captions_in_other_alphabets_are_found(tmp_path, painter):
+    source = gallery([("red", "blue"), ("red", "red")])
+    source.ids[0], source.captions[0][0] = "img[1].png", "Zwei ÄPFEL"
+    index = Index.build(tmp_path, source, painter)
+    for where in ({"id": "img[1].png"}, {"id": "img[1]*"}, {"caption": "zwei äpfel"}):
+        assert index.search(painter.text(["red"]), where=where).ids == [["img[1].png"]]
+
+
+def test_a_threshold_does_not_widen_a_search_for_distinct_ones(index, painter, monkeypatch):
+    asked = []
+    search = Exact.search
+    monkeypatch.setattr(Exact, "search", lambda self, queries, k, allowed=None: asked.append(k) or search(
+        self, queries, k, allowed))
+    hits = index.search(painter.text(["red"]), k=10, threshold=0.9, distinct=0.999)
+    assert 0 < len(hits.ids[0]) < 10 and asked == [40]
 
 
 def test_a_threshold_is_a_cosine(index, painter):

@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 import threading
+import time
 
 import pytest
 from painted import COLOUR_PAIRS, COLOURS, WIDTH, Painter, gallery, painted
@@ -12,6 +13,7 @@ from bitgen import indexing
 from bitgen.catalogue import Catalogue
 from bitgen.gallery import pictures
 from bitgen.index import Index
+from bitgen.listing import digest
 from bitgen.processes import launched
 from bitgen.store import Store
 
@@ -155,6 +157,18 @@ def test_a_folder_that_changed_is_followed_after_a_kill_too(tmp_path, photos, pa
     assert changed_as_it_should(Index.build(tmp_path / "index", photos, painter, batch_size=1), painter)
 
 
+def test_captions_that_changed_are_taken_in(tmp_path, painter):
+    Index.build(tmp_path / "index", gallery(COLOUR_PAIRS), painter)
+    corrected, counting = gallery(COLOUR_PAIRS), Painter()
+    corrected.captions[0][0] = "yellow yellow"
+    index = Index.build(tmp_path / "index", corrected, counting)
+    name = corrected.ids[0]
+    assert counting.encoded == 1 and index.item(name).captions == corrected.captions[0]
+    assert "yellow yellow" in index.search(painter.text(["yellow yellow"]), k=2, captions=True).texts[0]
+    silent = Index.build(tmp_path / "index", gallery(COLOUR_PAIRS, captions=False), counting)
+    assert counting.encoded == 1 and silent.item(name).captions, "a source that says nothing takes nothing back"
+
+
 def test_an_index_of_before_is_read_and_takes_in_what_is_new(tmp_path, photos, painter):
     folder = tmp_path / "index"
     Index.build(folder, photos, painter)
@@ -220,6 +234,28 @@ def test_parts_of_an_interrupted_build_are_taken_over(tmp_path, painter, monkeyp
     assert sorted(built.ids()) == sorted(gallery().ids) and not (folder / "parts").exists()
     again = build_parts(folder, gallery(), 2, monkeypatch)[0]
     assert again.ids() == built.ids()
+
+
+def test_a_part_that_an_earlier_launch_left_whole_does_not_end_this_one(tmp_path, painter, monkeypatch):
+    """The first process would merge it, be gone, and leave the second one waiting for ever."""
+    folder, fill = tmp_path / "index", indexing.fill
+    for rank in range(2):
+        share = gallery().select(range(32 * rank, 32 * rank + 32))
+        left = Store.create(folder / "parts" / f"{rank}-of-2", painter.fingerprint, WIDTH, "float16", True, "painted")
+        fill(left, share, painter)
+        with left.catalogue.transaction():
+            left.catalogue.set_fact("whole", digest(*share.ids))
+    (folder / "parts" / indexing.LAUNCH).write_text("an earlier one")
+
+    def late(store, *arguments, **how):
+        if store.folder.name == "1-of-2":
+            time.sleep(1)
+        fill(store, *arguments, **how)
+
+    monkeypatch.setattr(indexing, "fill", late)
+    built = build_parts(folder, gallery(), 2, monkeypatch)
+    assert sorted(built[0].ids()) == sorted(built[1].ids()) == sorted(gallery().ids)
+    assert not (folder / "parts").exists()
 
 
 def test_processes_are_those_of_the_launcher(monkeypatch):
