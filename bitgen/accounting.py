@@ -17,7 +17,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,9 +46,11 @@ class Meter:
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu", resumed: bool = False,
-                 processes: int = 1):
+                 processes: int = 1, history: Sequence[dict[str, float]] = ()):
+        """history: the rows that a resumed run has logged; their `cost/…` count where the file tells less, as on
+        another computer."""
         self.path, self.device, self.processes = Path(folder) / ACCOUNTING, torch.device(device), processes
-        self.totals = read(folder) if resumed else {}
+        self.totals = max(read(folder), _logged(history), key=lambda costs: costs.get("samples", 0)) if resumed else {}
         counters = energy_counters(self.device) if processes == 1 else {}
         if self.totals and set(self.totals.get("energy_sources", [])) != set(counters):
             counters = {}  # a part of the run went without one of these: their sum would be of something else
@@ -126,6 +128,13 @@ class Meter:
             partial.replace(self.path)
         except OSError:
             partial.unlink(missing_ok=True)
+
+
+def _logged(history: Sequence[dict[str, float]]) -> dict:
+    """The last totals that were logged; not the energy, of which the log does not say who counted it."""
+    costs = {key.removeprefix("cost/"): value for row in history for key, value in row.items()
+             if key.startswith("cost/") and "energy" not in key}
+    return {key: int(value) if "seconds" not in key else value for key, value in costs.items()}
 
 
 def read(folder: str | Path) -> dict:

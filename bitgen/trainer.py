@@ -28,6 +28,7 @@ from bitgen.data import Batch, open_data
 from bitgen.diagnostics import update_ratios
 from bitgen.exits import DISK, HOPELESS, NUMBERS, SIGNAL, Stop
 from bitgen.journal import Journal, measurements
+from bitgen.logs import read_metrics
 from bitgen.model import BitGen
 from bitgen.objective import Objective
 from bitgen.optimizer import gradient_norms, schedule
@@ -115,7 +116,8 @@ class Trainer:
         """
         self._open_folder()
         unreadable = self._resume()
-        self.meter = Meter(self.folder, self.device, self.step > 0, self.accelerator.num_processes)
+        self.meter = Meter(self.folder, self.device, self.step > 0, self.accelerator.num_processes,
+                           read_metrics(self.folder) if self.step else ())
         self.journal = Journal(self.folder, self.steps, self.step, self.main)
         self.journal.open(self.config, self.model, f"{len(self.train_data)} training images, {len(self.val_data)} for "
                           f"validation; {self.steps} steps on {self.device}", self.step)
@@ -258,10 +260,13 @@ class Trainer:
         """Write `checkpoint-<step>`, and `push` it. A failure is a warning; three in a row end the run, and one does
         where the run `ends` here, for nothing comes after it."""
         self._share_unreadable()
+        if ends:
+            self.meter.scalars()  # with the last validation, which no row of the log is left to tell of
         with self.meter.aside():
             progress = {name: getattr(self, name) for name in PROGRESS} | {"unreadable": dict(self.journal.bad)}
             state = snapshot.take(self.folder, self.objective, self.optimizer, self.accelerator, progress)
             if self.saver:
+                self._recount()
                 epoch = self.step * self.config.optim.accumulation / self.feed.epoch
                 metrics = {"step": self.step, "epoch": epoch, **self.validation}
                 writers = snapshot.writers(self.config, self.weights, self.processor, metrics, state)
@@ -273,15 +278,25 @@ class Trainer:
 
     def _open_folder(self) -> None:
         """The run folder with settings and facts. Raises `Stop` where it cannot be written: nothing would remain."""
-        found = facts.gather(self.config, self.model, self.train_data, self.val_data, self.steps, self.device,
-                             self.accelerator.num_processes)
+        self.facts = facts.gather(self.config, self.model, self.train_data, self.val_data, self.steps, self.device,
+                                  self.accelerator.num_processes)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.main:
                 (self.folder / "run.json").write_text(json.dumps(to_dict(self.config), indent=2), encoding="utf-8")
-                facts.write(self.folder, found)
+                facts.write(self.folder, self.facts)
         except OSError as error:
             raise Stop(f"the run folder {self.folder} cannot be written: {error}", DISK) from error
+
+    def _recount(self) -> None:
+        """The facts with the images that were found to be unreadable since."""
+        train = self.facts["data"]["train"]
+        if train["unreadable"] != len(self.journal.bad):
+            train["unreadable"] = len(self.journal.bad)
+            try:
+                facts.write(self.folder, self.facts)
+            except OSError as error:
+                self.journal.say(f"warning: {self.folder / facts.FACTS} is not up to date: {error}")
 
     def _resume(self) -> dict[str, str]:
         """Put back everything of the checkpoint that the run goes on from; returns the images known as unreadable."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_trainer import TINY, differences, small, state_of, steady  # noqa: F401
 
+from bitgen import accounting
 from bitgen.checkpoint import verify
 from bitgen.checks import CHECKS
 from bitgen.cli import main, parse_config
@@ -49,6 +50,8 @@ def test_a_run_goes_on_elsewhere_from_the_hub_to_the_bit(hub, tmp_path, capsys, 
     assert differences(state_of(whole, 6), state_of(there, 6)) == ["/metrics"]
     assert (whole / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
     assert [steady(line) for line in read_metrics(whole)] == [steady(line) for line in read_metrics(there)]
+    costs = [accounting.read(folder) for folder in (whole, there)]
+    assert [cost["samples"] for cost in costs] == [96, 96] and [cost["sessions"] for cost in costs] == [1, 2]
     files = hub.files(REPO)
     assert files["model.safetensors"] == (there / "model.safetensors").read_bytes()
     assert {"README.md", "checkpoint-4/checkpoint-4.pt", "checkpoint-6/checkpoint-6.pt"} <= files.keys()

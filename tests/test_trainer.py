@@ -221,6 +221,14 @@ def test_too_many_unreadable_images_stop_a_run_whoever_meets_them(workers, tmp_p
     assert "4 of 60 images are unreadable, more than data.max_bad_fraction = 0.05" in told and "Traceback" not in told
 
 
+def test_the_facts_count_the_images_that_were_found_to_be_unreadable(tmp_path, monkeypatch):
+    data = memory(60, bad={7}, captions=2, max_bad_fraction=0.05)
+    monkeypatch.setattr("bitgen.trainer.open_data", lambda *_: data)
+    changes = ["--data.max-bad-fraction", "0.05", "--optim.batch-size", "20", "--optim.max-steps", "3"]
+    Trainer(config(tmp_path, *changes)).fit()
+    assert json.loads((tmp_path / "run_facts.json").read_text())["data"]["train"]["unreadable"] == 1
+
+
 def test_validation_leaves_the_random_state_as_it_was(tmp_path):
     trainer = Trainer(config(tmp_path))
     before = random_state()
