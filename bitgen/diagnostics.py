@@ -7,7 +7,6 @@ B images, N captions. Nothing here changes the model, its gradients or the rando
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bitgen.config import LossConfig, OptimConfig, from_dict
+from bitgen.config import LossConfig
 from bitgen.data import Batch, Collator
 from bitgen.images import normalise
 from bitgen.model import BitGen
 from bitgen.objective import Objective
-from bitgen.optimizer import parameter_groups
 
 DEAD = 1e-3  # a unit whose outputs deviate less than this, where its layer's deviate by 1, is dead
 
@@ -116,24 +114,22 @@ def _update(parameter: Tensor, moments: dict, group: dict) -> Tensor:
 def checkpoint_update_ratios(model: BitGen, folder: str | Path) -> dict[str, float]:
     """`update_ratios` of a checkpoint folder whose weights `model` holds.
 
-    Empty without the files that resuming needs, and where another version sorted the weights into other groups.
+    Empty without the file that resuming needs, and where that is of another model or version.
     """
-    file, settings = next(Path(folder).glob("checkpoint-*.pt"), None), Path(folder) / "run.json"
-    if file is None or not settings.is_file():
+    file = next(Path(folder).glob("checkpoint-*.pt"), None)
+    if file is None:
         return {}
     saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["optimizer"]
-    optim = json.loads(settings.read_text(encoding="utf-8")).get("optim", {})
-    groups = parameter_groups(model, from_dict(OptimConfig, optim, where="optim"))
-    pairs = [(parameter, number) for group, old in zip(groups, saved["param_groups"])
-             for parameter, number in zip(group["params"], old["params"])]
-    sizes = [[len(group["params"]) for group in some] for some in (groups, saved["param_groups"])]
-    known = [(parameter, saved["state"][number]) for parameter, number in pairs if number in saved["state"]]
-    # Of a weight's moments all but the count of its steps are as large as it is.
-    if sizes[0] != sizes[1] or any(all(parameter.shape != moment.shape for moment in moments.values())
-                                   for parameter, moments in known):
+    parameters = dict(model.named_parameters())
+    names = {name for group in saved["param_groups"] for name in group["params"]} | saved["state"].keys()
+    if not names <= parameters.keys():
         return {}
-    state = {parameter: saved["state"].get(number, {}) for parameter, number in pairs}
-    groups = [old | {"params": group["params"]} for group, old in zip(groups, saved["param_groups"])]
+    # Of a weight's moments all but the count of its steps are as large as it is.
+    if any(all(parameters[name].shape != moment.shape for moment in moments.values())
+           for name, moments in saved["state"].items()):
+        return {}
+    groups = [group | {"params": [parameters[name] for name in group["params"]]} for group in saved["param_groups"]]
+    state = {parameters[name]: moments for name, moments in saved["state"].items()}
     return update_ratios(list(model.named_parameters()), groups, state)
 
 

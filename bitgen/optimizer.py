@@ -116,22 +116,25 @@ class MuonAdamW(Optimizer):
         self._link()
 
 
-def named_state(optimizer: Optimizer, model: nn.Module) -> dict[str, dict]:
-    """What the optimizer has noted of each weight, by the weight's name: whatever groups it stands in."""
+def named_state(optimizer: Optimizer, model: nn.Module) -> dict:
+    """The optimizer's `state_dict` with weights by their names, where torch numbers them group by group."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {names[id(parameter)]: noted for parameter, noted in optimizer.state.items()}
+    return {"state": {names[id(parameter)]: moments for parameter, moments in optimizer.state.items()},
+            "param_groups": [group | {"params": [names[id(parameter)] for parameter in group["params"]]}
+                             for group in optimizer.param_groups]}
 
 
-def load_named_state(optimizer: Optimizer, model: nn.Module, states: dict[str, dict]) -> None:
-    """Undo `named_state`. Rates, decay and betas stay as the optimizer has them now.
+def load_named_state(optimizer: Optimizer, model: nn.Module, saved: dict) -> None:
+    """Undo `named_state`, whatever groups the weights stand in now; rates, decay and betas stay as they are here.
 
-    Raises `ValueError` for the state of a weight that it does not move.
+    Raises `ValueError` where it is of other weights.
     """
+    parameters = dict(model.named_parameters())
     moved = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    places = {name: moved.index(id(p)) for name, p in model.named_parameters() if id(p) in moved}
-    if strange := states.keys() - places.keys():
-        raise ValueError(f"the optimizer moves no weight {min(strange)!r}")
-    optimizer.load_state_dict({"state": {places[name]: noted for name, noted in states.items()},
+    places = {name: moved.index(id(parameters[name])) for name in parameters if id(parameters[name]) in moved}
+    if {name for group in saved["param_groups"] for name in group["params"]} != places.keys():
+        raise ValueError("the optimizer's state is of other weights")
+    optimizer.load_state_dict({"state": {places[name]: moments for name, moments in saved["state"].items()},
                                "param_groups": optimizer.state_dict()["param_groups"]})
 
 

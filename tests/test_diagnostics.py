@@ -1,7 +1,6 @@
 """Numbers of network, slots and mistakes: against slow formulas, bad for a bad model, and nothing is moved."""
 
 import copy
-import json
 import math
 
 import pytest
@@ -13,9 +12,10 @@ from bitgen import attention as A
 from bitgen import diagnostics as D
 from bitgen import mistakes as M
 from bitgen import slots as S
-from bitgen.config import Config, LossConfig, OptimConfig, to_dict
+from bitgen.config import Config, LossConfig, OptimConfig
 from bitgen.encoded import Gallery
 from bitgen.objective import Objective
+from bitgen.optimizer import named_state
 from bitgen.setup import make_optimizer
 
 
@@ -96,9 +96,7 @@ def test_a_checkpoint_tells_its_last_update(tmp_path, muon):
     optimizer = make_optimizer(model, Config(optim=config))
     Objective(model, LossConfig(queue=0, momentum=0.0))(tiny_batch())[0]["total"].backward()
     optimizer.step()
-    torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "checkpoint-1.pt")
-    assert D.checkpoint_update_ratios(model, tmp_path) == {}, "no settings"
-    (tmp_path / "run.json").write_text(json.dumps({"optim": to_dict(config)}))
+    torch.save({"optimizer": named_state(optimizer, model)}, tmp_path / "checkpoint-1.pt")
     direct = D.update_ratios(list(model.named_parameters()), optimizer.param_groups, optimizer.state)
     assert D.checkpoint_update_ratios(model, tmp_path) == pytest.approx(direct) and direct["text"] > 0
     assert D.checkpoint_update_ratios(tiny_model(text_layers=1), tmp_path) == {}, "another model"

@@ -331,7 +331,7 @@ def test_a_resumed_optimizer_has_the_settings_of_now(run, tmp_path):
            "--optim.decoder-lr", "0.002", "--optim.vision-lr", "1e-4"]  # other groups too
     longer = ["--optim.epochs", "8", "--optim.max-steps", "7"]
     trainer = Trainer(config(tmp_path / "run", "--resume", "auto", *longer, *now))
-    noted = {name: dict(value) for name, value in state_of(tmp_path / "run", 6)["optimizer"].items()}
+    noted = {name: dict(value) for name, value in state_of(tmp_path / "run", 6)["optimizer"]["state"].items()}
     trainer.fit()
     assert trainer.step == 7
     groups = trainer.optimizer.param_groups
