@@ -18,6 +18,7 @@ from bitgen.listing import (
     as_captions,
     by_split,
     column,
+    digest,
     files_digest,
     grouped,
     split_in,
@@ -75,7 +76,8 @@ def read_parquet(files: Sequence[Path], split: str | None = None) -> Listing:
     groups: list[tuple[Path, int, str]] = []
     rows = [row for file in files for row in _parquet_rows(file, groups, split)]
     image_ids, captions, places = grouped(rows)
-    return Listing(image_ids, captions, _RowGroups(groups, places), files_digest(files))
+    fingerprint = files_digest(files) if split is None else digest(files_digest(files), split)
+    return Listing(image_ids, captions, _RowGroups(groups, places), fingerprint)
 
 
 def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]],
