@@ -59,10 +59,13 @@ def _rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]
     stream = datasets.load_dataset(repo, split=name, streaming=True)
     columns = stream.column_names or list(next(iter(stream)))
     image, caption = column(columns, IMAGE_COLUMNS, where), column(columns, CAPTION_COLUMNS, where)
-    for i, row in enumerate(stream.cast_column(image, datasets.Image(decode=False))):
-        value = row[image] or {}
-        captions = as_captions(told(row[caption]), f"{where}: row {i}")
-        yield value.get("path") or f"{name}:{i}", captions, value.get("bytes")
+    try:
+        for i, row in enumerate(stream.cast_column(image, datasets.Image(decode=False))):
+            value = row[image] or {}
+            captions = as_captions(told(row[caption]), f"{where}: row {i}")
+            yield value.get("path") or f"{name}:{i}", captions, value.get("bytes")
+    except OSError as error:
+        raise ValueError(f"{where}: split {name!r} broke off: {error}; it begins anew at the next try") from error
 
 
 def _grouping(rows: Iterator, image_ids: list[str], captions: list[list[str]]) -> Iterator[bytes]:
