@@ -378,6 +378,41 @@ def test_a_finished_run_is_pushed_by_hand_and_again_without_a_commit(hub, tmp_pa
         push_run(tmp_path / "checkpoint-10", REPO)
 
 
+def test_pushing_by_hand_keeps_on_the_hub_what_the_run_does(hub, tmp_path):
+    hub.seed(REPO, {})
+    run = publisher(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+        run.offer(step, best_step=1)
+        wait_for(lambda step=step: run.status().landed == step)
+    run.close(60)
+    (tmp_path / "run.json").write_text(json.dumps({"hub": {"repo": REPO, "keep": 2, "private": True}}))
+    save(tmp_path, 4)
+    assert push_run(tmp_path, REPO).landed == 4
+    assert whole(hub.files(REPO)) == [1, 3, 4]
+    del hub.repos[REPO]
+    (tmp_path / STATE).unlink()
+    assert push_run(tmp_path, REPO).complete and hub.repos[REPO].private       # the run's wish
+    assert push_run(tmp_path, "org/other").complete and not hub.repos["org/other"].private
+
+
+def test_the_best_is_remembered_before_anything_lands(hub, tmp_path):
+    hub.fault("*", 403)
+    run = publisher(tmp_path)
+    save(tmp_path, 2)
+    run.offer(2, best_step=1)
+    assert json.loads((tmp_path / STATE).read_text())["best"] == 1
+    run.close(0)
+
+
+def test_settings_that_are_none_are_an_error_before_anything_is_pushed(hub, tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "run.json").write_text('{"hub": {"keep": "many"}}')
+    with pytest.raises(ValueError, match="run.json: setting 'hub.keep'"):
+        push_run(tmp_path, REPO)
+    assert REPO not in hub.repos
+
+
 def test_the_command_line_pushes_lists_and_squashes(hub, tmp_path, capsys, monkeypatch):
     save(tmp_path, 20)
     hub.seed(REPO, {"checkpoint-3/model.safetensors": b"3"})

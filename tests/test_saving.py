@@ -75,11 +75,12 @@ def test_a_hub_that_is_down_costs_the_exit_status_alone(tmp_path, capsys, monkey
                         "NO_PROXY": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("bitgen.trainer.PUSHING", 1.0)
-    settings = ["--output-dir", str(tmp_path), "--hub.repo", REPO, "--hub.push-every", "2", "--optim.max-steps", "4"]
+    settings = ["--output-dir", str(tmp_path), "--hub.repo", REPO, "--hub.push-every", "2", "--optim.max-steps", "4",
+                "--hub.private", "True"]
     assert main(["train", *TINY, *settings]) == 75
     told = capsys.readouterr().err
     assert "cannot be asked" in told and f"{REPO} on the Hub holds no checkpoint of this run, not checkpoint-4" in told
-    assert f"bitgen push {tmp_path} --repo {REPO}" in told
+    assert f"bitgen push {tmp_path} --repo {REPO} --private\n" in told
     verify(tmp_path / "checkpoint-4")
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
