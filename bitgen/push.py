@@ -69,6 +69,7 @@ class Publisher:
         self._process: subprocess.Popen | None = None
         self._sending: Path | None = None
         self._given_up: Path | None = None
+        self._offered: int | None = None
         self._unqueued = ""
         self._failures, self._not_before = 0, 0.0
         self._closing = self._over = False
@@ -94,8 +95,9 @@ class Publisher:
         Where the outbox cannot be written it is a warning, and the status tells.
         """
         with self._changed:
-            overtaken = [entry for entry in self.outbox.entries() if entry != self._sending]
+            self._offered = step
             try:
+                overtaken = [entry for entry in self.outbox.entries() if entry != self._sending]
                 self.outbox.add(step)
                 self.outbox.drop(overtaken)
                 self._unqueued = ""
@@ -134,8 +136,10 @@ class Publisher:
             waiting, last = self.outbox.entries(), self.state.last
             landed = self.state.pushed[-1] if self.state.pushed else None
             failed = last.get("reason", "") if waiting and last.get("kind") != "done" else ""
-            return PushStatus(self.hub.repo, step_of(waiting[-1]) if waiting else landed, landed,
-                              not waiting and not self._unqueued, self._unqueued or failed)
+            wanted = step_of(waiting[-1]) if waiting else landed if self._offered is None else self._offered
+            lost = f"it is gone from {self.outbox.folder}" if not waiting and wanted != landed else ""
+            reason = self._unqueued or failed or lost
+            return PushStatus(self.hub.repo, wanted, landed, not waiting and not reason, reason)
 
     # The thread -------------------------------------------------------------------------------------------
 
