@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bitgen.admission import BYTES, PICKLES, check_state, read_model, read_processor
-from bitgen.checkpoint import MANIFEST, CheckpointError, publish, verify
+from bitgen.checkpoint import LAST, MANIFEST, CheckpointError, publish, verify
 from bitgen.download import Commit
 from bitgen.model import BitGen
 from bitgen.processing import FILE as PROCESSOR
@@ -161,5 +161,8 @@ def _check_run(folder: Path, names: set[str], source: str) -> None:
         verify(folder)
     except CheckpointError as error:
         raise ValueError(f"{source}: {error.reason}") from None
+    if manifest["sequence"] > LAST // 2:
+        raise ValueError(f"{source}: {MANIFEST} tells of {manifest['sequence']:,} checkpoints before this one, and "
+                         "leaves no room for those after it")
     read_processor(folder, read_model(folder))
     check_state(folder / f"{folder.name}.pt")

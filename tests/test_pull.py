@@ -1,5 +1,6 @@
 """Taking a run over from the Hub: what is pulled verifies, and goes on to the same bits."""
 
+import json
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ import strangers
 import torch
 from conftest import same_weights
 
-from bitgen import wire
+from bitgen import checkpoint, wire
 from bitgen.checkpoint import verify
 from bitgen.cli import main, parse_config
 from bitgen.hub import load, pull, resolve_resume
@@ -136,6 +137,14 @@ def test_processes_that_pull_at_once_leave_one_whole_checkpoint(hub, run, pushed
 def test_a_checkpoint_that_is_not_whole_is_not_pulled(hub, pushed, tmp_path, change, reason):
     hub.seed(REPO, {f"checkpoint-3/{name}": data for name, data in change.items()})
     with pytest.raises(ValueError, match=reason):
+        pull(REPO, tmp_path / "pulled")
+    assert not list(tmp_path.glob("pulled/*"))
+
+
+def test_a_checkpoint_after_which_no_other_could_be_saved_is_not_pulled(hub, pushed, tmp_path):
+    body = json.loads(pushed["checkpoint-3/MANIFEST.json"])
+    hub.seed(REPO, {"checkpoint-3/MANIFEST.json": checkpoint._sealed(body | {"sequence": 2**53}).encode()})
+    with pytest.raises(ValueError, match="9,007,199,254,740,992 checkpoints before"):
         pull(REPO, tmp_path / "pulled")
     assert not list(tmp_path.glob("pulled/*"))
 
