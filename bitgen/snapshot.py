@@ -30,6 +30,9 @@ from bitgen.objective import Objective
 from bitgen.processing import Processor
 from bitgen.randomness import random_state, restore_random_state
 
+LOG = 500_000_000
+"""Largest `metrics.jsonl` that a checkpoint puts back, bytes: some 500,000 lines."""
+
 
 def find(wanted: str | None, run_folder: Path) -> Path | None:
     """The checkpoint that the setting `resume` means; None where a run starts anew.
@@ -96,7 +99,7 @@ def restore(folder: Path, run_folder: Path, objective: Objective, optimizer: Opt
         objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
         progress, changed = state["progress"], differences(state["here"], here(accelerator))
-        metrics = zlib.decompress(state["metrics"].numpy().tobytes())
+        metrics = _unpacked(state["metrics"].numpy().tobytes())
         restore_random_state(state["random"][accelerator.process_index % len(state["random"])])
     except Exception as error:  # torch has no common class for what is wrong with a file
         reason = f"{error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
@@ -149,6 +152,17 @@ def _metrics(run_folder: Path) -> Tensor:
     path = run_folder / METRICS
     data = zlib.compress(path.read_bytes() if path.is_file() else b"")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _unpacked(metrics: bytes) -> bytes:
+    """The log in a checkpoint. Raises `ValueError` for one that is cut off, or larger than any log."""
+    stream = zlib.decompressobj()
+    found = stream.decompress(metrics, LOG + 1)
+    if len(found) > LOG:
+        raise ValueError(f"its metrics have more than {LOG:,} bytes")
+    if not stream.eof:
+        raise ValueError("its metrics are cut off")
+    return found
 
 
 def _put_back(metrics: bytes, run_folder: Path) -> None:
