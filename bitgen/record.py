@@ -59,8 +59,9 @@ class Record:
 
     @property
     def tower(self) -> str | None:
-        """Where the vision tower's first weights came from, None for random ones."""
-        return self.config.vision.pretrained
+        """Where the vision tower's first weights came from, a folder by its name alone; None for random ones."""
+        start = self.config.vision.pretrained
+        return start if start is None or is_hub_id(start) else Path(start).name
 
     def fact(self, *path: str) -> Any:
         """A value of `run_facts.json`, None where it is not there."""

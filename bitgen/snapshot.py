@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from bitgen import checkpoint
-from bitgen.config import Config, to_dict
+from bitgen.config import Config, portable, to_dict
 from bitgen.exits import DAMAGED, NUMBERS, Stop
 from bitgen.hub import resolve_resume
 from bitgen.logs import METRICS
@@ -113,11 +113,16 @@ def restore(folder: Path, run_folder: Path, objective: Objective, optimizer: Opt
 
 def writers(config: Config, model: BitGen, processor: Processor, metrics: dict,
             state: dict) -> dict[str, Callable[[Path], None]]:
-    """The files of a checkpoint, name -> function that writes it: the weights to use, and the `state` to go on from."""
+    """The files of a checkpoint, name -> function that writes it: the weights to use, and the `state` to go on from.
+
+    They may go to the Hub: no path of this computer is in them.
+    """
     def plain(values: dict) -> Callable[[Path], None]:
-        text = json.dumps(values, indent=2)
+        text = json.dumps(portable(values), indent=2)
         return lambda path: path.write_text(text, encoding="utf-8")
 
+    reasons = {name: _without_folder(reason) for name, reason in state["progress"].get("unreadable", {}).items()}
+    state = state | {"progress": state["progress"] | {"unreadable": reasons}}
     return {
         "model.safetensors": lambda path: save_model(model, str(path), metadata={"format": "pt"}),
         "config.json": plain({"model": to_dict(config.model), "vision": to_dict(config.vision)}),
@@ -127,6 +132,12 @@ def writers(config: Config, model: BitGen, processor: Processor, metrics: dict,
         "preprocessor_config.json": lambda path: processor.save(path.parent),
         f"checkpoint-{metrics['step']}.pt": lambda path: torch.save(state, path),
     }
+
+
+def _without_folder(reason: str) -> str:
+    """`/disk/ann/coco/3.jpg: no picture` -> `3.jpg: no picture`."""
+    image, colon, why = reason.partition(": ")
+    return image.rpartition("/")[2].rstrip("')") + colon + why if colon else reason
 
 
 def size(state: dict, model: BitGen) -> int:
