@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from bitgen import card, checkpoint, record
 from bitgen.config import HubConfig
-from bitgen.outbox import STATE, Outbox, State, step_of
+from bitgen.outbox import ROOT, STATE, Outbox, State, step_of
 from bitgen.repository import NAME, Limits
 from bitgen.upload import Job, Outcome
 
@@ -263,10 +263,13 @@ def push_run(run_folder: str | Path, repo: str, private: bool = False, timeout: 
     publisher = Publisher(run_folder, dataclasses.replace(hub, private=hub.private or private))
     try:
         publisher.check()
+        checkpoint.publish(newest, ROOT, run_folder)  # a kill may have come between the two, and the card reads these
         if told:
             card.write(run_folder, repo)
         publisher.offer(int(checkpoint.NAME.fullmatch(newest.name)[1]), publisher.state.best)
-    except BaseException:
+    except BaseException as error:
         publisher.close(timeout=0)
+        if isinstance(error, checkpoint.CheckpointError):
+            raise ValueError(str(error)) from error
         raise
     return publisher.close(timeout)

@@ -93,6 +93,31 @@ def test_pulling_leaves_a_run_folder_that_verifies_and_loads(hub, run, pushed, t
     assert same_weights(load(folder)[0], load(run / "checkpoint-3")[0])
 
 
+@pytest.mark.parametrize("lost", NAMES)
+def test_a_root_that_a_kill_left_incomplete_is_completed_by_the_next_pull(hub, run, pushed, tmp_path, lost):
+    folder = tmp_path / "pulled"
+    pull(REPO, folder)
+    (folder / lost).unlink()
+    pull(REPO, folder)
+    for name in NAMES:
+        assert (folder / name).read_bytes() == pushed[f"checkpoint-3/{name}"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["checkpoint-3", *NAMES])
+    (folder / "config.json").write_text("another's")
+    pull(REPO, folder)
+    assert (folder / "config.json").read_text() == "another's"
+
+
+def test_what_is_pushed_by_hand_is_at_the_root_here_too(hub, run, tmp_path):
+    """A kill may have come between the last save and its publication; the card tells of the weights at the root."""
+    here = tmp_path / "here"
+    shutil.copytree(run, here)
+    for name in NAMES:
+        shutil.copyfile(here / "checkpoint-3" / name, here / name)
+    assert push_run(here, REPO).landed == 6
+    assert (here / "model.safetensors").read_bytes() == hub.files(REPO)["model.safetensors"]
+    assert "6 of 6" in hub.files(REPO)["README.md"].decode()
+
+
 def test_the_newest_is_pulled_by_number(hub, run, pushed, tmp_path):
     hub.seed(REPO, {name.replace("checkpoint-3", f"checkpoint-{step}"): data for name, data in pushed.items()
                     for step in (20, 100)})
