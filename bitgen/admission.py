@@ -30,7 +30,7 @@ HEADER = 1_000_000
 PICKLE = 16_000_000
 """Bytes of all that a training state holds beside its tensors' numbers."""
 BYTES = {"config.json": 64_000, PROCESSOR: 64_000, "MANIFEST.json": 64_000, "metrics.json": 64_000, "run.json": 64_000,
-         "README.md": 1_000_000, "tokenizer.json": 12_000_000, "model.safetensors": 4 * PARAMETERS + HEADER}
+         "tokenizer.json": 12_000_000, "model.safetensors": 4 * PARAMETERS + HEADER}
 """Files that are ever read, and the largest size of each."""
 PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 
