@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 from app.gallery import Gallery, Progress, Uploads, find_pictures, indexes, open_gallery, silent
 from app.models import Choice, Loaded, Models, Recent, View, find_runs
+from bitgen.facts import settings
 
 GALLERIES = 4  # encoded galleries in memory, uploads included
 
@@ -86,6 +86,5 @@ def kept(make: Callable) -> Callable:
 
 def _trained_on(run: str) -> str:
     """The data set of a local run, `scenes` where that is not known or not there."""
-    path = Path(run) / "run.json"
-    root = json.loads(path.read_text(encoding="utf-8")).get("data", {}).get("root", "scenes") if path.is_file() else ""
+    root = settings(Path(run)).get("data", {}).get("root", "")
     return root if root and Path(root).exists() else "scenes"

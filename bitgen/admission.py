@@ -27,8 +27,10 @@ from bitgen.strict_json import brief, parse, read_json
 PARAMETERS = 200_000_000
 TENSORS = 2000
 HEADER = 1_000_000
+PICKLE = 16_000_000
+"""Bytes of all that a training state holds beside its tensors' numbers."""
 BYTES = {"config.json": 64_000, PROCESSOR: 64_000, "MANIFEST.json": 64_000, "metrics.json": 64_000, "run.json": 64_000,
-         "README.md": 1_000_000, "tokenizer.json": 12_000_000, "model.safetensors": 4 * PARAMETERS + HEADER}
+         "tokenizer.json": 12_000_000, "model.safetensors": 4 * PARAMETERS + HEADER}
 """Files that are ever read, and the largest size of each."""
 PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 
@@ -164,9 +166,14 @@ def check_state(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            entries = archive.infolist()
+            packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise ValueError(f"{packed[0]!r:.80} is compressed, which torch.save never does")
+        for entry in entries:
+            if entry.filename.lower().endswith(".pkl") and entry.file_size > PICKLE:  # torch finds it in any case
+                raise ValueError(f"{entry.filename!r:.80} has {entry.file_size:,} bytes; at most {PICKLE:,} are "
+                                 "unpickled")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if sum(tensor.numel() * tensor.itemsize for tensor in _tensors(state)) > path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
@@ -250,8 +257,12 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)
+    """The tensors in nested containers, each of which is entered once: the ways through them may be past counting."""
+    todo, seen = [value], set()
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            todo += value.values() if isinstance(value, dict) else value

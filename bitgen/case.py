@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from bitgen.checkpoint import course
 from bitgen.config import LossConfig, from_dict
 from bitgen.data import Batch, Dataset, open_data
 from bitgen.encoded import Gallery, encode
-from bitgen.facts import data_settings
+from bitgen.facts import data_settings, settings
 from bitgen.hub import load
 from bitgen.logs import read_metrics
 from bitgen.model import BitGen
@@ -81,11 +80,10 @@ def gather(source: str, data: str | None = None, split: str = "val", images: int
     model, processor = load(source, checkpoint=checkpoint, device=device)
     folder = Path(source).expanduser()
     run = folder / checkpoint if checkpoint and (folder / checkpoint / "run.json").is_file() else folder
-    settings = json.loads((run / "run.json").read_text(encoding="utf-8")) if (run / "run.json").is_file() else {}
-    config = data_settings(source, checkpoint, data)
-    opened = open_data(config, split, processor.vision.image_size, settings.get("seed", 0))
+    told, config = settings(run), data_settings(source, checkpoint, data)
+    opened = open_data(config, split, processor.vision.image_size, told.get("seed", 0))
     shown = opened.first(images)
     history, facts = (read_metrics(folder), health.read_facts(folder)) if folder.is_dir() else ([], {})
     where = f"{len(shown):,} of {len(opened):,} images of {Path(config.root).name}, {split}"
-    return Case(f"{folder.name} {checkpoint or ''}".strip(), model, processor, shown, settings, history, facts,
+    return Case(f"{folder.name} {checkpoint or ''}".strip(), model, processor, shown, told, history, facts,
                 course(folder) if folder.is_dir() else [], where)

@@ -22,6 +22,8 @@ from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
 NAME = re.compile(r"checkpoint-(\d+)(\.old|\.tmp)?")
+LAST = 2**53
+"""Largest number of a save; whole numbers beyond it are no longer told apart everywhere."""
 MARGIN = 1.2
 """Free space asked for before a save, times the size of the checkpoint before it."""
 
@@ -202,12 +204,25 @@ def _manifest(folder: Path) -> dict:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)
         if text == _sealed(manifest):
-            return manifest
+            return _checked(manifest)
     except FileNotFoundError:
         raise CheckpointError(folder, f"{MANIFEST} is missing: the save was cut off") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(folder, f"{MANIFEST} is damaged: {type(error).__name__}") from error
+        raise CheckpointError(folder, f"{MANIFEST} is damaged: {type(error).__name__}: {error}") from error
     raise CheckpointError(folder, f"{MANIFEST} is damaged: its sha256 does not match")
+
+
+def _checked(manifest: dict) -> dict:
+    """The manifest, if its values can be counted with: a stranger's may say anything. Raises `ValueError`."""
+    step, sequence, files = (manifest[key] for key in ("step", "sequence", "files"))
+    if type(step) is not int or step < 0 or type(sequence) is not int or not 0 <= sequence <= LAST:
+        raise ValueError(f"step {step!r:.40} and sequence {sequence!r:.40} are no counts")
+    if not isinstance(files, dict):
+        raise ValueError("files is no mapping")
+    for name, (size, sha256) in files.items():
+        if type(size) is not int or not isinstance(sha256, str):
+            raise ValueError(f"files: {name!r:.80} has no size and sha256")
+    return manifest
 
 
 def _readable(run: Path) -> list[tuple[Path, dict]]:

@@ -326,6 +326,21 @@ def to_dict(config: Any) -> dict:
                          for f in dataclasses.fields(config))}
 
 
+def portable(value: Any) -> Any:
+    """Settings for others to read: a path of this computer, which may name its user, is cut to `.../` and its end."""
+    if isinstance(value, dict):
+        return {key: portable(inner) for key, inner in value.items()}
+    here = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+    return f".../{Path(value).name}" if here else value
+
+
+def located(value: Any, here: Any) -> Any:
+    """Undoes `portable` as far as `here`, settings of this computer, hold what was cut."""
+    if isinstance(value, dict):
+        return {key: located(inner, here.get(key) if isinstance(here, dict) else None) for key, inner in value.items()}
+    return here if portable(here) == value else value
+
+
 def preset_names() -> list[str]:
     """Names that `--config` takes beside paths."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))

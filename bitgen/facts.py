@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bitgen.config import Config, DataConfig, from_dict
+from bitgen.config import Config, DataConfig, from_dict, located
 from bitgen.precision import precision
 from bitgen.retrieval import LEVEL
 
@@ -100,15 +100,25 @@ def evaluated(source: str, checkpoint: str | None, data: str, split: str) -> dic
             "weights": sha256(weights) if weights.is_file() else None}
 
 
+def settings(folder: Path) -> dict:
+    """Of a run or checkpoint folder, as its `run.json` tells them; empty where it has none.
+
+    A checkpoint's names no folder of this computer: the run that it lies in knows them.
+    """
+    own, around = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+                   for path in (folder / "run.json", folder.parent / "run.json"))
+    return located(own, around)
+
+
 def data_settings(source: str, checkpoint: str | None, root: str | None) -> DataConfig:
     """How the data set `root` (None: the run's own) is opened to evaluate the run `source`: as the run did, if it did.
 
     Of another one, or the same by another name, at least the same images are held out as were from training.
     """
-    file = Path(source).expanduser() / (checkpoint or "") / "run.json"
-    if not file.is_file():
+    folder = Path(source).expanduser() / (checkpoint or "")
+    if not (found := settings(folder)):
         return DataConfig(root=root or DataConfig.root)
-    own = from_dict(DataConfig, json.loads(file.read_text(encoding="utf-8")).get("data", {}), where=f"{file}: data")
+    own = from_dict(DataConfig, found.get("data", {}), where=f"{folder / 'run.json'}: data")
     cache = own.cache if own.cache and Path(own.cache).is_dir() else None  # that of another computer is not here
     root = own.root if root is None else root
     if root == own.root or (Path(root).exists() and Path(root).resolve() == Path(own.root).expanduser().resolve()):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bitgen.admission import BYTES, PICKLES, check_state, read_model, read_processor
-from bitgen.checkpoint import MANIFEST, CheckpointError, publish, verify
+from bitgen.checkpoint import LAST, MANIFEST, CheckpointError, publish, verify
 from bitgen.download import Commit
 from bitgen.model import BitGen
 from bitgen.processing import FILE as PROCESSOR
@@ -57,7 +57,7 @@ def pull(repo: str, folder: str | Path, revision: str | None = None, checkpoint:
 
     It appears whole, or not at all, after its files agree with the Hub's hashes and with its manifest, the model is
     admitted, and the training state holds tensors and plain containers alone. At the root of `folder` its weights are
-    published unless there are some. Raises `ValueError`, also where another whole checkpoint of that name stands.
+    published unless they are there. Raises `ValueError`, also where another whole checkpoint of that name stands.
     """
     _check_name(checkpoint)
     commit, root = Commit.at(repo, revision), Path(folder)
@@ -72,8 +72,11 @@ def pull(repo: str, folder: str | Path, revision: str | None = None, checkpoint:
             for file in files.keys() - {MANIFEST}:
                 commit.download(files[file], partial / file)
             _check_run(partial, files.keys() - {MANIFEST}, f"{commit}/{name}")
-            if _move(partial, final) and not (root / "model.safetensors").exists():
-                publish(final, FILES, root)
+            _move(partial, final)
+        if not all((root / file).exists() for file in FILES):  # a kill may have left some of them
+            publish(final, FILES, place)
+            for file in FILES:
+                os.replace(place / file, root / file)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     print(f"{commit}/{name} is in {final}", file=sys.stderr)
@@ -137,18 +140,16 @@ def _stands(folder: Path, manifest: Path) -> bool:
     return True
 
 
-def _move(partial: Path, final: Path) -> bool:
-    """Give a checked checkpoint its name, in place of a damaged one; false where another process has done so."""
+def _move(partial: Path, final: Path) -> None:
+    """Give a checked checkpoint its name, in place of a damaged one, unless another process has done so."""
     if _stands(final, partial / MANIFEST):
-        return False
+        return
     shutil.rmtree(final, ignore_errors=True)
     try:
         partial.rename(final)
     except OSError:
         if not _stands(final, partial / MANIFEST):
             raise
-        return False
-    return True
 
 
 def _check_run(folder: Path, names: set[str], source: str) -> None:
@@ -161,5 +162,8 @@ def _check_run(folder: Path, names: set[str], source: str) -> None:
         verify(folder)
     except CheckpointError as error:
         raise ValueError(f"{source}: {error.reason}") from None
+    if manifest["sequence"] > LAST // 2:
+        raise ValueError(f"{source}: {MANIFEST} tells of {manifest['sequence']:,} checkpoints before this one, and "
+                         "leaves no room for those after it")
     read_processor(folder, read_model(folder))
     check_state(folder / f"{folder.name}.pt")

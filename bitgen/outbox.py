@@ -6,13 +6,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
+
+from tqdm.auto import tqdm
 
 from bitgen.checkpoint import MANIFEST
 
@@ -21,6 +26,7 @@ ROOT = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_conf
 """Files of the newest checkpoint that also lie at the repository's root."""
 CARD = ("README.md", "curves.png")
 """Files of the run folder that lie beside them where there are any."""
+ENTRY = re.compile(r"\d+-\d+")
 
 
 @dataclass
@@ -74,9 +80,12 @@ class Outbox:
         file = (self.folder / ".lock").open("w")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in forked data workers
-        except OSError:
-            file.close()
-            raise ValueError(f"{self.run}: another process is pushing this run") from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                raise ValueError(f"{self.run}: another process is pushing this run") from None
+            tqdm.write(f"warning: {file.name} cannot be locked ({error.strerror}); nothing here keeps a second process "
+                       "from pushing this run", file=sys.stderr)
         return file
 
     def close(self) -> None:
@@ -84,17 +93,24 @@ class Outbox:
         self._lock.close()
 
     def entries(self) -> list[Path]:
-        """What waits, the newest last."""
-        return sorted(entry for entry in self.folder.iterdir() if entry.is_dir() and entry.suffix != ".tmp")
+        """What waits, the newest last; nothing where that cannot be read, or was removed to make room."""
+        try:
+            return self._listed()
+        except OSError:
+            return []
+
+    def _listed(self) -> list[Path]:
+        return sorted(entry for entry in self.folder.iterdir() if ENTRY.fullmatch(entry.name))
 
     def add(self, step: int) -> Path:
         """Queues `checkpoint-{step}` of the run, whole as soon as it is seen. Raises `OSError`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob("*.tmp"):
             shutil.rmtree(leftover)
         name = f"checkpoint-{step}"
         places = [self.run / name, self.run / f"{name}.old"]
         source = next((place for place in places if (place / MANIFEST).is_file()), places[0])
-        number = max((_number(entry) for entry in self.entries()), default=-1) + 1
+        number = max((_number(entry) for entry in self._listed()), default=-1) + 1
         entry = self.folder / f"{number:08}-{step}"
         partial = entry.with_suffix(".tmp")
         (partial / name).mkdir(parents=True)

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from bitgen import card, checkpoint
+from bitgen import card, checkpoint, record
 from bitgen.config import HubConfig
-from bitgen.outbox import STATE, Outbox, State, step_of
+from bitgen.outbox import ROOT, STATE, Outbox, State, step_of
 from bitgen.repository import NAME, Limits
 from bitgen.upload import Job, Outcome
 
@@ -69,6 +69,7 @@ class Publisher:
         self._process: subprocess.Popen | None = None
         self._sending: Path | None = None
         self._given_up: Path | None = None
+        self._offered: int | None = None
         self._unqueued = ""
         self._failures, self._not_before = 0, 0.0
         self._closing = self._over = False
@@ -94,8 +95,9 @@ class Publisher:
         Where the outbox cannot be written it is a warning, and the status tells.
         """
         with self._changed:
-            overtaken = [entry for entry in self.outbox.entries() if entry != self._sending]
+            self._offered = step
             try:
+                overtaken = [entry for entry in self.outbox.entries() if entry != self._sending]
                 self.outbox.add(step)
                 self.outbox.drop(overtaken)
                 self._unqueued = ""
@@ -103,6 +105,7 @@ class Publisher:
                 self._unqueued = f"checkpoint-{step} could not be queued: {error}"
                 self.tell(f"warning: {self._unqueued}")
             self.state.best, self._given_up = best_step, None
+            self._remember()
             self._changed.notify_all()
         self._start()
 
@@ -133,8 +136,10 @@ class Publisher:
             waiting, last = self.outbox.entries(), self.state.last
             landed = self.state.pushed[-1] if self.state.pushed else None
             failed = last.get("reason", "") if waiting and last.get("kind") != "done" else ""
-            return PushStatus(self.hub.repo, step_of(waiting[-1]) if waiting else landed, landed,
-                              not waiting and not self._unqueued, self._unqueued or failed)
+            wanted = step_of(waiting[-1]) if waiting else landed if self._offered is None else self._offered
+            lost = f"it is gone from {self.outbox.folder}" if not waiting and wanted != landed else ""
+            reason = self._unqueued or failed or lost
+            return PushStatus(self.hub.repo, wanted, landed, not waiting and not reason, reason)
 
     # The thread -------------------------------------------------------------------------------------------
 
@@ -191,10 +196,13 @@ class Publisher:
             self._failed(entry, outcome)
             if tries == 1 or outcome.kind != before["kind"]:
                 self.tell(f"warning: checkpoint-{step} is not on the Hub ({outcome.kind}): {outcome.reason}")
-        with suppress(OSError):  # a full disk: the record is behind, and the tree on the Hub tells what is there
-            state.write(self.run / STATE)
+        self._remember()
         if outcome.kind == "done":
             self.outbox.drop([other for other in self.outbox.entries() if other <= entry])
+
+    def _remember(self) -> None:
+        with suppress(OSError):  # a full disk: the record is behind, and the tree on the Hub tells what is there
+            self.state.write(self.run / STATE)
 
     def _landed(self, entry: Path, outcome: Outcome, pushed: list[int]) -> None:
         self.state.pushed = pushed
@@ -242,19 +250,26 @@ class Publisher:
 def push_run(run_folder: str | Path, repo: str, private: bool = False, timeout: float = 900.0) -> PushStatus:
     """Pushes the newest checkpoint of a finished run, with a model card that loads it from `repo`.
 
+    To the run's own repository as the run does: privately where it says so, and no more is deleted than it would.
     Raises `ValueError` where there is no checkpoint, no right to push, or a run that no card can be written of.
     """
+    told = (Path(run_folder) / "run.json").is_file()  # without settings there are checkpoints, but nothing to tell
+    own = record.settings(run_folder).hub if told else HubConfig()
+    hub = own if own.repo == repo else HubConfig(repo)
     newest, rejected = checkpoint.newest(run_folder)
     if newest is None:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in rejected)
         raise ValueError(f"{run_folder}: no checkpoint to push" + (f" ({reasons})" if rejected else ""))
-    publisher = Publisher(run_folder, HubConfig(repo=repo, private=private))
+    publisher = Publisher(run_folder, dataclasses.replace(hub, private=hub.private or private))
     try:
         publisher.check()
-        if (Path(run_folder) / "run.json").is_file():  # without settings there are checkpoints, but nothing to tell
+        checkpoint.publish(newest, ROOT, run_folder)  # a kill may have come between the two, and the card reads these
+        if told:
             card.write(run_folder, repo)
-        publisher.offer(int(checkpoint.NAME.fullmatch(newest.name)[1]))
-    except BaseException:
+        publisher.offer(int(checkpoint.NAME.fullmatch(newest.name)[1]), publisher.state.best)
+    except BaseException as error:
         publisher.close(timeout=0)
+        if isinstance(error, checkpoint.CheckpointError):
+            raise ValueError(str(error)) from error
         raise
     return publisher.close(timeout)

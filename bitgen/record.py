@@ -59,8 +59,9 @@ class Record:
 
     @property
     def tower(self) -> str | None:
-        """Where the vision tower's first weights came from, None for random ones."""
-        return self.config.vision.pretrained
+        """Where the vision tower's first weights came from, a folder by its name alone; None for random ones."""
+        start = self.config.vision.pretrained
+        return start if start is None or is_hub_id(start) else Path(start).name
 
     def fact(self, *path: str) -> Any:
         """A value of `run_facts.json`, None where it is not there."""
@@ -86,12 +87,7 @@ def read(run_folder: str | Path, repo: str | None = None) -> Record:
     Raises `ValueError` where `run.json` is missing or no configuration.
     """
     folder = Path(run_folder)
-    if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder}: no run here, run.json is missing; expected the folder that `bitgen train` wrote")
-    try:
-        config = from_dict(Config, _json(folder / "run.json"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'run.json'}: {error}") from None
+    config = settings(folder)
     repo = repo or config.hub.repo
     sha256 = facts.sha256(folder / facts.WEIGHTS) if (folder / facts.WEIGHTS).is_file() else None
     reports, stale = [], []
@@ -111,6 +107,17 @@ def read(run_folder: str | Path, repo: str | None = None) -> Record:
     return Record(repo or str(run_folder), repo or folder.resolve().name, config, _json(folder / facts.FACTS), history,
                   accounting.read(folder), health, reports, stale, _step(folder, sha256))
 
+
+def settings(run_folder: str | Path) -> Config:
+    """What a run was told. Raises `ValueError` where `run.json` is missing or no configuration."""
+    path = Path(run_folder) / "run.json"
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: no run here, run.json is missing; expected the folder that `bitgen train` "
+                         "wrote")
+    try:
+        return from_dict(Config, _json(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def data_name(root: str) -> str:

@@ -26,6 +26,7 @@ class Saver:
     def __init__(self, config: Config):
         self.folder, self.keep = Path(config.output_dir), config.keep
         self.failed = 0
+        self.private = " --private" if config.hub.private else ""
         self.publisher = Publisher(self.folder, config.hub) if config.hub.repo is not None else None
         if self.publisher:
             self.publisher.check()
@@ -81,7 +82,7 @@ class Saver:
         _say(str(status))
         if not status.complete:
             raise Stop(f"checkpoint-{status.wanted} is not on the Hub; to try again: "
-                       f"bitgen push {self.folder} --repo {status.repo}", PUSH)
+                       f"bitgen push {self.folder} --repo {status.repo}{self.private}", PUSH)
 
 
 def _say(line: str) -> None:

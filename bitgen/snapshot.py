@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from bitgen import checkpoint
-from bitgen.config import Config, to_dict
+from bitgen.config import Config, portable, to_dict
 from bitgen.exits import DAMAGED, NUMBERS, Stop
 from bitgen.hub import resolve_resume
 from bitgen.logs import METRICS
@@ -30,6 +30,9 @@ from bitgen.objective import Objective
 from bitgen.optimizer import load_named_state, named_state
 from bitgen.processing import Processor
 from bitgen.randomness import random_state, restore_random_state
+
+LOG = 500_000_000
+"""Largest `metrics.jsonl` that a checkpoint puts back, bytes: some 500,000 lines."""
 
 
 def find(wanted: str | None, run_folder: Path) -> Path | None:
@@ -101,7 +104,7 @@ def restore(folder: Path, run_folder: Path, objective: Objective, optimizer: Opt
         if accelerator.scaler and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
         progress, changed = state["progress"], differences(state["here"], here(accelerator))
-        metrics = zlib.decompress(state["metrics"].numpy().tobytes())
+        metrics = _unpacked(state["metrics"].numpy().tobytes())
         restore_random_state(state["random"][accelerator.process_index % len(state["random"])])
     except Exception as error:  # torch has no common class for what is wrong with a file
         reason = f"{error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
@@ -115,11 +118,16 @@ def restore(folder: Path, run_folder: Path, objective: Objective, optimizer: Opt
 
 def writers(config: Config, model: BitGen, processor: Processor, metrics: dict,
             state: dict) -> dict[str, Callable[[Path], None]]:
-    """The files of a checkpoint, name -> function that writes it: the weights to use, and the `state` to go on from."""
+    """The files of a checkpoint, name -> function that writes it: the weights to use, and the `state` to go on from.
+
+    They may go to the Hub: no path of this computer is in them.
+    """
     def plain(values: dict) -> Callable[[Path], None]:
-        text = json.dumps(values, indent=2)
+        text = json.dumps(portable(values), indent=2)
         return lambda path: path.write_text(text, encoding="utf-8")
 
+    reasons = {name: _without_folder(reason) for name, reason in state["progress"].get("unreadable", {}).items()}
+    state = state | {"progress": state["progress"] | {"unreadable": reasons}}
     return {
         "model.safetensors": lambda path: save_model(model, str(path), metadata={"format": "pt"}),
         "config.json": plain({"model": to_dict(config.model), "vision": to_dict(config.vision)}),
@@ -129,6 +137,12 @@ def writers(config: Config, model: BitGen, processor: Processor, metrics: dict,
         "preprocessor_config.json": lambda path: processor.save(path.parent),
         f"checkpoint-{metrics['step']}.pt": lambda path: torch.save(state, path),
     }
+
+
+def _without_folder(reason: str) -> str:
+    """`/disk/ann/coco/3.jpg: no picture` -> `3.jpg: no picture`."""
+    image, colon, why = reason.partition(": ")
+    return image.rpartition("/")[2].rstrip("')") + colon + why if colon else reason
 
 
 def size(state: dict, model: BitGen) -> int:
@@ -154,6 +168,17 @@ def _metrics(run_folder: Path) -> Tensor:
     path = run_folder / METRICS
     data = zlib.compress(path.read_bytes() if path.is_file() else b"")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _unpacked(metrics: bytes) -> bytes:
+    """The log in a checkpoint. Raises `ValueError` for one that is cut off, or larger than any log."""
+    stream = zlib.decompressobj()
+    found = stream.decompress(metrics, LOG + 1)
+    if len(found) > LOG:
+        raise ValueError(f"its metrics have more than {LOG:,} bytes")
+    if not stream.eof:
+        raise ValueError("its metrics are cut off")
+    return found
 
 
 def _put_back(metrics: bytes, run_folder: Path) -> None:

@@ -83,6 +83,8 @@ def _commit(api: HfApi, job: Job) -> Outcome:
     head = _head(api, job)
     there, root = files(api, job.repo, head), Path(job.folder)
     paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    if not paths:
+        raise FileNotFoundError(f"{root} is gone")
     add = [CommitOperationAdd(name, path) for name, path in paths.items() if not same(path, there.get(name))]
     held = {name.split("/")[0] for name in there}
     delete = [CommitOperationDelete(f"{name}/", is_folder=True) for name in job.doomed if name in held]

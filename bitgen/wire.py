@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
+from bitgen.repository import REMEDIES
 from bitgen.strict_json import brief, parse
 
 SILENCE = 10.0
@@ -95,7 +96,8 @@ def _explained(error: Exception, what: str) -> HubError:
             return HubError(f"{what}: {meaning}")
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        return HubError(f"{what}: the Hub answers {status}", passing=status == 429 or status >= 500)
+        remedy = f": {REMEDIES[status]}" if status == 401 else ""  # the others' are for writing
+        return HubError(f"{what}: the Hub answers {status}{remedy}", passing=status == 429 or status >= 500)
     return HubError(f"{what}: the Hub cannot be reached: {type(error).__name__} {brief(error)}".rstrip(),
                     passing=not isinstance(error, (httpx2.TooManyRedirects, httpx2.InvalidURL)))
 

@@ -110,6 +110,8 @@ def test_a_training_state_passes(tmp_path):
     (lambda folder: strangers.saved({"a": torch.zeros(1).expand(2**40)}), "larger than the file"),
     (lambda folder: strangers.deflated(strangers.saved(torch.zeros(10**6))), "compressed"),
     (lambda folder: strangers.saved(torch.zeros(1000))[:-50], "not a training state"),
+    (lambda folder: strangers.saved(["x" * 17_000_000]), "data.pkl' has 17,000,... bytes; at most 16,000,000"),
+    (lambda folder: strangers.saved([twice_nested(60), torch.zeros(1).expand(2**40)]), "larger than the file"),
     (lambda folder: b"", "not a training state"),
 ])
 def test_a_hostile_training_state_is_refused(tmp_path, made, reason):
@@ -119,6 +121,14 @@ def test_a_hostile_training_state_is_refused(tmp_path, made, reason):
         check_state(path)
     assert str(path) in str(refusal.value) and used() < 300e6
     assert not (tmp_path / strangers.CANARY).exists()
+
+
+def twice_nested(depth):
+    """A list that is twice in a list that is twice in a list ...: a small file, 2^depth ways through it."""
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
 
 
 # JSON -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Checkpoints: crashes at every step of a save, damage to every byte, full disks, rotation."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bitgen.checkpoint import CheckpointError, course, newest, publish, rotate, save, verify
+from bitgen import checkpoint
+from bitgen.checkpoint import MANIFEST, CheckpointError, course, newest, publish, rotate, save, verify
 
 
 def writers(step: int, size: int = 300) -> dict:
@@ -285,6 +287,23 @@ def test_read_only_folder(tmp_path):
     finally:
         tmp_path.chmod(0o755)
     assert newest(tmp_path) == (tmp_path / "checkpoint-1", [])
+
+
+LIES = [{"sequence": 1e308}, {"sequence": "z"}, {"sequence": True}, {"sequence": -1}, {"sequence": 2**53 + 1},
+        {"sequence": None}, {"step": "9"}, {"step": -9}, {"step": 9.0}, {"files": []}, {"files": {"a": 1}},
+        {"files": {"a": ["1", "b"]}}, {"files": {"a": [1]}}, {"files": {"a": [1, 2]}}]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=str)
+def test_a_manifest_that_lies_is_damaged_and_stands_in_no_saves_way(tmp_path, lie):
+    folder = save(tmp_path, 9, writers(9))
+    body = json.loads((folder / MANIFEST).read_text()) | lie
+    (folder / MANIFEST).write_text(checkpoint._sealed(body))
+    with pytest.raises(CheckpointError, match=f"{MANIFEST} is damaged"):
+        verify(folder)
+    for step in (1, 2):
+        save(tmp_path, step, writers(step), keep=1)
+    assert steps(tmp_path) == {2, 9} and newest(tmp_path)[0].name == "checkpoint-2"
 
 
 # Rotation ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 
 from bitgen.cli import main, parse_config
-from bitgen.config import load_preset
+from bitgen.config import load_preset, located, portable
 
 
 @pytest.mark.parametrize("given, near", [
@@ -46,3 +46,14 @@ def test_what_is_wrong_in_a_file_of_settings_is_named(tmp_path, text, told):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ValueError, match=told):
         load_preset(str(tmp_path / "mine.yaml"))
+
+
+def test_settings_that_leave_this_computer_tell_no_path_and_are_found_again_where_it_is_known():
+    own = {"data": {"root": "/disk/ann/coco", "cache": "~/cache", "image_root": "photos", "tokenizer": "gpt2"},
+           "vision": {"pretrained": "facebook/dinov2-small", "tower": {"path": "/disk/ann/tower/"}, "mean": [0.5]},
+           "seed": 3}
+    sent = portable(own)
+    assert sent == {"data": own["data"] | {"root": ".../coco", "cache": ".../cache"}, "seed": 3,
+                    "vision": own["vision"] | {"tower": {"path": ".../tower"}}}
+    assert portable(sent) == sent and located(sent, own) == own
+    assert located(sent, {"data": {"root": "/disk/ann/flickr"}, "vision": None}) == sent == located(sent, {})

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_model
 
 from bitgen import facts
-from bitgen.config import Config, DataConfig, to_dict
+from bitgen.config import Config, DataConfig, portable, to_dict
 from bitgen.data import open_data
 
 
@@ -94,6 +94,9 @@ def test_what_is_evaluated_is_opened_as_the_run_opened_it(tmp_path):
         assert dataclasses.replace(own, root=same.root, cache=None) == same
         assert dataclasses.replace(facts.data_settings(str(run), checkpoint, None), cache=None) == dataclasses.replace(
             own, cache=None), "its own where none is named"
+    (run / "checkpoint-2" / "run.json").write_text(json.dumps(portable(to_dict(Config(data=own)))))
+    for source, checkpoint in ((run, "checkpoint-2"), (run / "checkpoint-2", None)):
+        assert facts.data_settings(str(source), checkpoint, None).root == str(photos), "the run knows where it is"
     other = facts.data_settings(str(run), None, "scenes")
     assert (other.root, other.format, other.val_fraction) == ("scenes", "auto", 0.01)  # never more than was held out
     assert facts.data_settings("org/name", None, "scenes") == DataConfig(root="scenes")

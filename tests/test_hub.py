@@ -136,7 +136,8 @@ def test_a_fault_that_stays_is_an_error_that_names_what_was_asked(hub, files, en
 
 
 @pytest.mark.parametrize("status, code, reason", [
-    (403, "GatedRepo", "gated"), (404, "RepoNotFound", "no such repository"), (401, None, "answers 401"),
+    (403, "GatedRepo", "gated"), (404, "RepoNotFound", "no such repository"),
+    (401, None, "answers 401: not logged in, or the token is no longer valid: `hf auth login`"),
     (404, "RevisionNotFound", "no such revision"), (403, None, "answers 403"), (404, "EntryNotFound", "no such file")])
 @pytest.mark.parametrize("endpoint", ["info", "tree", "resolve"])
 def test_a_refusal_is_told_and_not_repeated(hub, files, endpoint, status, code, reason):

@@ -1,5 +1,6 @@
 """Taking a run over from the Hub: what is pulled verifies, and goes on to the same bits."""
 
+import json
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ import strangers
 import torch
 from conftest import same_weights
 
-from bitgen import wire
+from bitgen import checkpoint, wire
 from bitgen.checkpoint import verify
 from bitgen.cli import main, parse_config
 from bitgen.hub import load, pull, resolve_resume
@@ -92,6 +93,31 @@ def test_pulling_leaves_a_run_folder_that_verifies_and_loads(hub, run, pushed, t
     assert same_weights(load(folder)[0], load(run / "checkpoint-3")[0])
 
 
+@pytest.mark.parametrize("lost", NAMES)
+def test_a_root_that_a_kill_left_incomplete_is_completed_by_the_next_pull(hub, run, pushed, tmp_path, lost):
+    folder = tmp_path / "pulled"
+    pull(REPO, folder)
+    (folder / lost).unlink()
+    pull(REPO, folder)
+    for name in NAMES:
+        assert (folder / name).read_bytes() == pushed[f"checkpoint-3/{name}"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["checkpoint-3", *NAMES])
+    (folder / "config.json").write_text("another's")
+    pull(REPO, folder)
+    assert (folder / "config.json").read_text() == "another's"
+
+
+def test_what_is_pushed_by_hand_is_at_the_root_here_too(hub, run, tmp_path):
+    """A kill may have come between the last save and its publication; the card tells of the weights at the root."""
+    here = tmp_path / "here"
+    shutil.copytree(run, here)
+    for name in NAMES:
+        shutil.copyfile(here / "checkpoint-3" / name, here / name)
+    assert push_run(here, REPO).landed == 6
+    assert (here / "model.safetensors").read_bytes() == hub.files(REPO)["model.safetensors"]
+    assert "6 of 6" in hub.files(REPO)["README.md"].decode()
+
+
 def test_the_newest_is_pulled_by_number(hub, run, pushed, tmp_path):
     hub.seed(REPO, {name.replace("checkpoint-3", f"checkpoint-{step}"): data for name, data in pushed.items()
                     for step in (20, 100)})
@@ -136,6 +162,14 @@ def test_processes_that_pull_at_once_leave_one_whole_checkpoint(hub, run, pushed
 def test_a_checkpoint_that_is_not_whole_is_not_pulled(hub, pushed, tmp_path, change, reason):
     hub.seed(REPO, {f"checkpoint-3/{name}": data for name, data in change.items()})
     with pytest.raises(ValueError, match=reason):
+        pull(REPO, tmp_path / "pulled")
+    assert not list(tmp_path.glob("pulled/*"))
+
+
+def test_a_checkpoint_after_which_no_other_could_be_saved_is_not_pulled(hub, pushed, tmp_path):
+    body = json.loads(pushed["checkpoint-3/MANIFEST.json"])
+    hub.seed(REPO, {"checkpoint-3/MANIFEST.json": checkpoint._sealed(body | {"sequence": 2**53}).encode()})
+    with pytest.raises(ValueError, match="9,007,199,254,740,992 checkpoints before"):
         pull(REPO, tmp_path / "pulled")
     assert not list(tmp_path.glob("pulled/*"))
 

@@ -1,8 +1,11 @@
 """Pushing to the Hub: whole or not at all, once, in the end, and never at training's expense."""
 
+import errno
 import io
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -378,6 +381,41 @@ def test_a_finished_run_is_pushed_by_hand_and_again_without_a_commit(hub, tmp_pa
         push_run(tmp_path / "checkpoint-10", REPO)
 
 
+def test_pushing_by_hand_keeps_on_the_hub_what_the_run_does(hub, tmp_path):
+    hub.seed(REPO, {})
+    run = publisher(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+        run.offer(step, best_step=1)
+        wait_for(lambda step=step: run.status().landed == step)
+    run.close(60)
+    (tmp_path / "run.json").write_text(json.dumps({"hub": {"repo": REPO, "keep": 2, "private": True}}))
+    save(tmp_path, 4)
+    assert push_run(tmp_path, REPO).landed == 4
+    assert whole(hub.files(REPO)) == [1, 3, 4]
+    del hub.repos[REPO]
+    (tmp_path / STATE).unlink()
+    assert push_run(tmp_path, REPO).complete and hub.repos[REPO].private       # the run's wish
+    assert push_run(tmp_path, "org/other").complete and not hub.repos["org/other"].private
+
+
+def test_the_best_is_remembered_before_anything_lands(hub, tmp_path):
+    hub.fault("*", 403)
+    run = publisher(tmp_path)
+    save(tmp_path, 2)
+    run.offer(2, best_step=1)
+    assert json.loads((tmp_path / STATE).read_text())["best"] == 1
+    run.close(0)
+
+
+def test_settings_that_are_none_are_an_error_before_anything_is_pushed(hub, tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "run.json").write_text('{"hub": {"keep": "many"}}')
+    with pytest.raises(ValueError, match="run.json: setting 'hub.keep'"):
+        push_run(tmp_path, REPO)
+    assert REPO not in hub.repos
+
+
 def test_the_command_line_pushes_lists_and_squashes(hub, tmp_path, capsys, monkeypatch):
     save(tmp_path, 20)
     hub.seed(REPO, {"checkpoint-3/model.safetensors": b"3"})
@@ -426,3 +464,65 @@ def test_a_checkpoint_that_cannot_be_queued_is_a_warning_and_in_the_status(hub, 
     run.offer(5)
     status = run.close(5)
     assert not status.complete and "checkpoint-5 could not be queued" in status.reason and told[0].startswith("warning")
+
+
+def test_an_outbox_that_is_removed_costs_training_nothing(hub, tmp_path):
+    hub.seed(REPO, {})
+    hub.fault("*", 503)
+    run = publisher(tmp_path)
+    save(tmp_path, 1)
+    run.offer(1)
+    wait_for(lambda: run.state.last)
+    shutil.rmtree(tmp_path / "outbox")
+    assert not run.status().complete and "outbox" in run.status().reason
+    hub.clear()
+    save(tmp_path, 2)
+    run.offer(2)
+    assert run.close(60).complete and whole(hub.files(REPO)) == [2]
+
+
+def test_an_outbox_that_cannot_be_listed_is_a_warning(hub, tmp_path, monkeypatch):
+    told = []
+    hub.seed(REPO, {})
+    run = publisher(tmp_path, told)
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "iterdir", stale)
+        run.offer(1)
+        assert "checkpoint-1 could not be queued" in run.status().reason and told[0].startswith("warning")
+    run.offer(1)
+    assert run.close(60).complete
+
+
+def stale(path):
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_what_is_gone_from_the_outbox_meanwhile_is_not_told_as_pushed(quick, tmp_path):
+    job = entry(tmp_path, 100)
+    quick.seed(REPO, {"checkpoint-1/a.pt": b"1"})
+    shutil.rmtree(job.folder)
+    outcome = attempt(replace(job, doomed=("checkpoint-1",)))
+    assert outcome.kind == "bug" and "checkpoint-1/a.pt" in quick.files(REPO)
+
+
+def test_folders_in_the_outbox_that_are_no_entries_are_left_alone(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "outbox" / ".ipynb_checkpoints").mkdir(parents=True)
+    outbox = Outbox(tmp_path)
+    assert [outbox.add(1)] == outbox.entries()
+    outbox.close()
+
+
+@pytest.mark.parametrize("number, told", [(errno.EAGAIN, "another process is pushing this run"), (errno.ENOLCK, "")])
+def test_a_file_system_without_locks_is_told_from_another_process(tmp_path, capsys, monkeypatch, number, told):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refused)
+    if told:
+        with pytest.raises(ValueError, match=told):
+            Outbox(tmp_path)
+    else:
+        Outbox(tmp_path).close()
+        assert "No locks available" in capsys.readouterr().err

@@ -4,9 +4,13 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
+import layouts
 import pytest
 import torch
+import transformers
+from conftest import TOWER
 from test_trainer import TINY, differences, small, state_of, steady  # noqa: F401
 
 from bitgen import accounting
@@ -14,8 +18,10 @@ from bitgen.checkpoint import verify
 from bitgen.checks import CHECKS
 from bitgen.cli import main, parse_config
 from bitgen.exits import Stop
+from bitgen.facts import data_settings
 from bitgen.health import read_facts, read_history
 from bitgen.logs import read_metrics
+from bitgen.tokenizer import Tokenizer
 from bitgen.trainer import Trainer
 
 REPO = "org/name"
@@ -58,6 +64,28 @@ def test_a_run_goes_on_elsewhere_from_the_hub_to_the_bit(hub, tmp_path, capsys, 
     assert torch.load(there / "checkpoint-6" / "checkpoint-6.pt", weights_only=True)["progress"]["step"] == 6
 
 
+def test_no_path_of_this_computer_goes_to_the_hub(hub, tmp_path):
+    """Nor does it stand in the card; on this computer a checkpoint still knows its data."""
+    photos, tower, words = tmp_path / "photos", tmp_path / "tower", tmp_path / "words"
+    layouts.csv_file(photos, 64)
+    (photos / "images" / "3.png").write_bytes(b"broken")
+    transformers.Dinov2Model(transformers.Dinov2Config(**TOWER, image_size=32)).save_pretrained(tower)
+    Tokenizer.train(["a photo"], 257).save(words)
+    run = config(tmp_path / "run", "--data.root", str(photos), "--data.image-root", str(photos / "images"),
+                 "--data.cache", str(tmp_path / "cache"), "--data.tokenizer", str(words), "--vision.pretrained",
+                 str(tower), "--data.max-bad-fraction", "0.5", "--optim.max-steps", "2", "--hub.repo", REPO)
+    Trainer(run).fit()
+    assert main(["push", str(tmp_path / "run"), "--repo", "org/again"]) == 0
+    state = torch.load(tmp_path / "run/checkpoint-2/checkpoint-2.pt", weights_only=True)
+    assert list(state["progress"]["unreadable"].values()) == ["3.png: no JPEG, PNG, WEBP, GIF, BMP picture"]
+    for name, data in (hub.files(REPO) | hub.files("org/again")).items():
+        assert str(tmp_path).encode() not in data, name
+    for source in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):
+        assert data_settings(str(source), None, None).root == str(photos)
+    shutil.rmtree(tower)
+    Trainer(replace(run, resume="auto", optim=replace(run.optim, max_steps=3))).fit()
+
+
 def test_the_log_tells_what_is_on_the_hub_and_the_doctor_reads_it(hub, tmp_path, monkeypatch):
     step = Trainer._train_step
     def patiently(trainer, batches):  # noqa: E306
@@ -78,11 +106,12 @@ def test_a_hub_that_is_down_costs_the_exit_status_alone(tmp_path, capsys, monkey
                         "NO_PROXY": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("bitgen.trainer.PUSHING", 1.0)
-    settings = ["--output-dir", str(tmp_path), "--hub.repo", REPO, "--hub.push-every", "2", "--optim.max-steps", "4"]
+    settings = ["--output-dir", str(tmp_path), "--hub.repo", REPO, "--hub.push-every", "2", "--optim.max-steps", "4",
+                "--hub.private", "True"]
     assert main(["train", *TINY, *settings]) == 75
     told = capsys.readouterr().err
     assert "cannot be asked" in told and f"{REPO} on the Hub holds no checkpoint of this run, not checkpoint-4" in told
-    assert f"bitgen push {tmp_path} --repo {REPO}" in told
+    assert f"bitgen push {tmp_path} --repo {REPO} --private\n" in told
     verify(tmp_path / "checkpoint-4")
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
 

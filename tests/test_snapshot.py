@@ -1,6 +1,8 @@
 """The state of a run: what is not whole or not finite is refused, what cannot be the same is said."""
 
 import json
+import zlib
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -94,6 +96,22 @@ def test_metrics_lost_in_a_crash_come_back_from_the_checkpoint(run, tmp_path):  
     path.write_bytes(whole + b"later")
     snapshot._put_back(whole, tmp_path)
     assert path.read_bytes() == whole + b"later"  # the log cuts that off by itself
+
+
+def test_metrics_that_unpack_to_more_than_any_log_are_refused(run, tmp_path, monkeypatch):  # noqa: F811
+    trainer = Trainer(config(run, "--resume", "auto"))
+    state = torch.load(run / "checkpoint-6" / "checkpoint-6.pt", weights_only=True)
+    monkeypatch.setattr(snapshot, "LOG", 10_000)
+    for size, told in ((10_001, "more than 10,000 bytes"), (10_000, "")):
+        packed = zlib.compress(bytes(size))
+        state["metrics"] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+        folder = checkpoint.save(tmp_path, 6, {"checkpoint-6.pt": lambda path: torch.save(state, path)})
+        with pytest.raises(Stop, match=f"not whole.*{told}") if told else nullcontext():
+            snapshot.restore(folder, tmp_path, trainer.objective, trainer.optimizer, trainer.accelerator)
+    state["metrics"] = state["metrics"][:-1]
+    folder = checkpoint.save(tmp_path, 6, {"checkpoint-6.pt": lambda path: torch.save(state, path)})
+    with pytest.raises(Stop, match="not whole.*cut off"):
+        snapshot.restore(folder, tmp_path, trainer.objective, trainer.optimizer, trainer.accelerator)
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_by_name_is_refused(tmp_path):
