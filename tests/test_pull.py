@@ -75,7 +75,8 @@ def differences(a, b, path=""):
     if isinstance(a, torch.Tensor):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
     if isinstance(a, dict):
-        a, b = list(a.items()), list(b.items())
+        assert a.keys() == b.keys(), path
+        return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
     if isinstance(a, (list, tuple)):
         assert len(a) == len(b), path
         return [found for i, (x, y) in enumerate(zip(a, b)) for found in differences(x, y, f"{path}/{i}")]
