@@ -37,6 +37,8 @@ class State:
     """Endpoint and name; of another repository nothing is known."""
     pushed: list[int] = field(default_factory=list)
     """Steps of the checkpoints there that this run has pushed, the last one last: the only ones it may delete."""
+    manifests: dict[str, str] = field(default_factory=dict)
+    """Git's names of their manifests, by `checkpoint-N`: another run's checkpoint of that step has another."""
     commits: list[float] = field(default_factory=list)
     """When commits were made, seconds since 1970; those of the last hour."""
     best: int | None = None

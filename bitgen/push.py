@@ -154,7 +154,7 @@ class Publisher:
             doomed = [step for step in steps[: -self.hub.keep] if step != self.state.best]
             outcome = self._ask(Job(self.hub.repo, self.hub.private, str(entry), limits=self.limits,
                                     doomed=tuple(f"checkpoint-{step}" for step in doomed),
-                                    create=not self.state.pushed))
+                                    owned=self.state.manifests, create=not self.state.pushed))
             with self._changed:
                 self._sending = None
                 if not self._over or outcome.kind == "done":
@@ -205,7 +205,9 @@ class Publisher:
             self.state.write(self.run / STATE)
 
     def _landed(self, entry: Path, outcome: Outcome, pushed: list[int]) -> None:
+        known = self.state.manifests | {f"checkpoint-{step_of(entry)}": outcome.manifest}
         self.state.pushed = pushed
+        self.state.manifests = {name: known[name] for step in pushed if (name := f"checkpoint-{step}") in known}
         self.state.commits += [time.time()] * outcome.new
         self._failures, self._not_before, self._given_up = 0, 0.0, entry
         note = f"; {outcome.reason}" if outcome.reason else ""

@@ -20,7 +20,7 @@ from bitgen.cli import main
 from bitgen.config import HubConfig
 from bitgen.outbox import CARD, ROOT, STATE, Outbox
 from bitgen.push import Publisher, push_run
-from bitgen.repository import Limits
+from bitgen.repository import Limits, blob_id
 from bitgen.upload import Job, attempt
 
 REPO = "org/name"
@@ -125,8 +125,9 @@ def test_a_push_is_one_commit_of_checkpoint_root_and_card_and_uploads_the_weight
 
 
 def test_a_commit_deletes_what_rotates_out_and_nothing_that_is_not_a_checkpoint(quick, tmp_path):
-    quick.seed(REPO, {"checkpoint-1/a.pt": b"1", "checkpoint-2/a.pt": b"2", "notes/a.txt": b"3"})
-    job = entry(tmp_path, 100)
+    quick.seed(REPO, {"checkpoint-1/a.pt": b"1", "checkpoint-2/a.pt": b"2", "notes/a.txt": b"3"}
+               | {f"checkpoint-{step}/MANIFEST.json": b"{%d}" % step for step in (1, 2)})
+    job = replace(entry(tmp_path, 100), owned={"checkpoint-1": blob_id(b"{1}"), "checkpoint-9": blob_id(b"{9}")})
     assert attempt(replace(job, doomed=("checkpoint-1", "checkpoint-9"))).kind == "done"
     before = quick.files(REPO)
     assert {path.split("/")[0] for path in before if "/" in path} == {"checkpoint-2", "checkpoint-100", "notes"}
@@ -220,6 +221,31 @@ def test_the_newest_and_the_best_stay_and_only_what_this_run_pushed_goes(hub, tm
     files = hub.files(REPO)
     assert (files.pop("notes.md"), files.pop("checkpoint-7/config.json")) == (b"another's", b"another run's")
     assert whole(files) == [100, 300] == json.loads((tmp_path / STATE).read_text())["pushed"]
+
+
+def test_of_two_runs_in_one_repository_neither_replaces_nor_deletes_the_others_checkpoints(hub, tmp_path):
+    hub.seed(REPO, {})
+    told, first, second = [], publisher(tmp_path / "first", keep=1), publisher(tmp_path / "second", keep=1)
+    second.tell = told.append
+
+    def push(run, step, size):
+        save(run.run, step, size)
+        run.state.last = {}
+        run.offer(step)
+        wait_for(lambda: run.state.last)
+        return run.status()
+
+    assert push(first, 1, 2000).complete
+    before = hub.files(REPO)
+    status = push(second, 1, 2100)
+    assert not status.complete and hub.files(REPO) == before and len(told) == 1
+    assert f"{REPO} holds a checkpoint-1 that this run did not push: take another --hub.repo" in status.reason
+    assert push(second, 2, 2100).complete and whole(hub.files(REPO)) == [1, 2]
+    assert push(second, 2, 2200).complete and whole(hub.files(REPO)) == [1, 2]     # its own, trained once more
+    assert push(first, 3, 2000).complete and whole(hub.files(REPO)) == [2, 3]
+    hub.seed(REPO, {"checkpoint-3/MANIFEST.json": b"{}"})
+    assert push(first, 4, 2000).complete and hub.files(REPO)["checkpoint-3/MANIFEST.json"] == b"{}"
+    first.close(5), second.close(5)
 
 
 def wait_for(condition, seconds=60):
