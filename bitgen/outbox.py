@@ -1,7 +1,7 @@
 """What of a run waits to be pushed, and what was: both on disk, since a run may end at any moment.
 
-    runs/scenes/outbox/00000007-2000/     what the repository is to hold: checkpoint-2000/, its weights, the card
-    runs/scenes/push_state.json           what this run has pushed, when, and how the last try ended
+    outbox/huggingface.co--ann--scenes/00000007-2000/   what the repository is to hold: checkpoint-2000/ and its card
+    push_state.json                                     by repository what was pushed, when, how the last try ended
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ ENTRY = re.compile(r"\d+-\d+")
 
 @dataclass
 class State:
-    """`push_state.json`: what has to outlive the process."""
+    """Of one repository in `push_state.json`: what has to outlive the process."""
 
-    repository: str
-    """Endpoint and name; of another repository nothing is known."""
     pushed: list[int] = field(default_factory=list)
     """Steps of the checkpoints there that this run has pushed, the last one last: the only ones it may delete."""
+    manifests: dict[str, str] = field(default_factory=dict)
+    """Git's names of their manifests, by `checkpoint-N`: another run's checkpoint of that step has another."""
     commits: list[float] = field(default_factory=list)
     """When commits were made, seconds since 1970; those of the last hour."""
     best: int | None = None
@@ -48,36 +48,40 @@ class State:
     def read(cls, path: Path, repository: str) -> State:
         """The state of the run's earlier processes, or an empty one for a repository that is new to it."""
         try:
-            state = cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return cls(repository)
-        except (ValueError, TypeError) as error:
+            return cls(**_records(path).get(repository, {}))
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: not a record of pushes ({error}); without it, checkpoints on the Hub that it "
                              "named are no longer deleted when they rotate out: remove it to go on") from None
-        return state if state.repository == repository else cls(repository)
 
-    def write(self, path: Path) -> None:
-        """Replaces the file in one step."""
+    def write(self, path: Path, repository: str) -> None:
+        """Replaces the file in one step; what it says of other repositories stays."""
         partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(_records(path) | {repository: asdict(self)}, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, path)
 
 
+def _records(path: Path) -> dict[str, dict]:
+    """What the file says, by repository (endpoint and name); it once was of one alone."""
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {values.pop("repository"): values} if "repository" in values else values
+
+
 class Outbox:
-    """Entries to push, the newest last; one process at a time, or `ValueError`.
+    """Entries to push to one `repository`, the newest last; one process at a time and run, or `ValueError`.
 
     An entry is a folder laid out as the repository is to be. Its files are hard links, so that it costs a millisecond
     and stays whole when checkpoints rotate out. Call `close` in the end.
     """
 
-    def __init__(self, run_folder: Path):
-        self.run, self.folder = run_folder, run_folder / "outbox"
+    def __init__(self, run_folder: Path, repository: str):
+        self.run = run_folder
+        self.folder = run_folder / "outbox" / repository.rpartition("://")[2].replace("/", "--")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
 
     def _locked(self) -> TextIO:
         """The open file that holds the lock; the kernel lets go of it when the process ends, whichever way."""
-        file = (self.folder / ".lock").open("w")
+        file = (self.folder.parent / ".lock").open("w")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in forked data workers
         except OSError as error:

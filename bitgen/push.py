@@ -61,9 +61,9 @@ class Publisher:
             raise ValueError(f"hub.repo {hub.repo!r}: expected ORG/NAME, such as 'ann/scenes'")
         self.run, self.hub, self.limits = Path(run_folder), hub, limits or Limits()
         self.tell = tell or (lambda line: tqdm.write(line, file=sys.stderr))
-        where = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{hub.repo}"
-        self.state = State.read(self.run / STATE, where)
-        self.outbox = Outbox(self.run)
+        self.where = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{hub.repo}"
+        self.state = State.read(self.run / STATE, self.where)
+        self.outbox = Outbox(self.run, self.where)
         self._changed = threading.Condition()  # guards state, outbox and all below
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen | None = None
@@ -154,7 +154,7 @@ class Publisher:
             doomed = [step for step in steps[: -self.hub.keep] if step != self.state.best]
             outcome = self._ask(Job(self.hub.repo, self.hub.private, str(entry), limits=self.limits,
                                     doomed=tuple(f"checkpoint-{step}" for step in doomed),
-                                    create=not self.state.pushed))
+                                    owned=self.state.manifests, create=not self.state.pushed))
             with self._changed:
                 self._sending = None
                 if not self._over or outcome.kind == "done":
@@ -201,11 +201,14 @@ class Publisher:
             self.outbox.drop([other for other in self.outbox.entries() if other <= entry])
 
     def _remember(self) -> None:
-        with suppress(OSError):  # a full disk: the record is behind, and the tree on the Hub tells what is there
-            self.state.write(self.run / STATE)
+        # A full disk, or a file that was damaged meanwhile: the record is behind, and the tree on the Hub tells.
+        with suppress(OSError, ValueError):
+            self.state.write(self.run / STATE, self.where)
 
     def _landed(self, entry: Path, outcome: Outcome, pushed: list[int]) -> None:
+        known = self.state.manifests | {f"checkpoint-{step_of(entry)}": outcome.manifest}
         self.state.pushed = pushed
+        self.state.manifests = {name: known[name] for step in pushed if (name := f"checkpoint-{step}") in known}
         self.state.commits += [time.time()] * outcome.new
         self._failures, self._not_before, self._given_up = 0, 0.0, entry
         note = f"; {outcome.reason}" if outcome.reason else ""

@@ -135,8 +135,12 @@ def same(path: Path, remote: RepoFile | None) -> bool:
     if remote.lfs is not None:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == remote.lfs.sha256
-    data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == remote.blob_id
+    return blob_id(path.read_bytes()) == remote.blob_id
+
+
+def blob_id(data: bytes) -> str:
+    """Git's name of a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 @contextmanager

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 
-from bitgen.repository import CHECKPOINT, Limits, client, explain, files, same
+from bitgen.checkpoint import MANIFEST
+from bitgen.repository import CHECKPOINT, Limits, blob_id, client, explain, files, same
 
 RACES = 5
 """Times that another writer may be faster before the try is given up."""
@@ -33,6 +35,8 @@ class Job:
     folder: str | None = None
     doomed: tuple[str, ...] = ()
     """Checkpoint folders of the repository that go in the same commit."""
+    owned: dict[str, str] = field(default_factory=dict)
+    """Those that this run pushed, with git's name of their manifest: another one there is of another run, and stays."""
     create: bool = True
     """Whether a missing repository is made; else it is gone, which is an error."""
     limits: Limits = field(default_factory=Limits)
@@ -40,13 +44,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """kind: `done`, or one of `repository.Failure`. `commit`: where the repository stands; `new`: made by this try."""
+    """kind: `done`, `taken` (another run's checkpoint has that name there), or one of `repository.Failure`.
+
+    `commit`: where the repository stands; `new`: made by this try. `manifest`: git's name of the checkpoint's.
+    """
 
     kind: str
     reason: str = ""
     wait: float = 0.0
     commit: str | None = None
     new: bool = False
+    manifest: str | None = None
 
 
 def check(api: HfApi, job: Job) -> Outcome:
@@ -85,14 +93,20 @@ def _commit(api: HfApi, job: Job) -> Outcome:
     paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
     if not paths:
         raise FileNotFoundError(f"{root} is gone")
+    title = next(name.split("/")[0] for name in paths if "/" in name)
+    manifest = blob_id(paths[f"{title}/{MANIFEST}"].read_bytes())
+    if _foreign(title, there, {job.owned.get(title), manifest}):
+        return Outcome("taken", f"{job.repo} holds a {title} that this run did not push: take another --hub.repo, or "
+                                f"delete {title}/ there")
     add = [CommitOperationAdd(name, path) for name, path in paths.items() if not same(path, there.get(name))]
     held = {name.split("/")[0] for name in there}
-    delete = [CommitOperationDelete(f"{name}/", is_folder=True) for name in job.doomed if name in held]
+    delete = [CommitOperationDelete(f"{name}/", is_folder=True) for name in job.doomed
+              if name in held and not _foreign(name, there, {job.owned.get(name)})]
     if not add and not delete:
-        return Outcome("done", commit=head)
+        return Outcome("done", commit=head, manifest=manifest)
     # The root's weights are a checkpoint's: once that one is uploaded, the Hub has their bytes.
     api.preupload_lfs_files(job.repo, [operation for operation in add if "/" in operation.path_in_repo])
-    title, note = next((name.split("/")[0] for name in paths if "/" in name), "Files of the run"), ""
+    note = ""
     try:
         made = api.create_commit(job.repo, add + delete, commit_message=title, parent_commit=head)
     except ValueError as error:  # the Hub takes no such card; the weights are worth more
@@ -101,7 +115,14 @@ def _commit(api: HfApi, job: Job) -> Outcome:
         note = f"without README.md: {' '.join(str(error).split())}"
         rest = [operation for operation in add if operation.path_in_repo != "README.md"]
         made = api.create_commit(job.repo, rest + delete, commit_message=title, parent_commit=head)
-    return Outcome("done", note, commit=made.oid, new=True)
+    return Outcome("done", note, commit=made.oid, new=True, manifest=manifest)
+
+
+def _foreign(name: str, there: dict[str, RepoFile], own: set[str | None]) -> bool:
+    """Whether the checkpoint of that name there, if there is one, has another manifest than its `own`."""
+    manifest = there.get(f"{name}/{MANIFEST}")
+    held = any(path.startswith(f"{name}/") for path in there)
+    return held and (manifest is None or manifest.blob_id not in own)
 
 
 def _head(api: HfApi, job: Job) -> str:

@@ -18,9 +18,9 @@ from huggingface_hub import HfApi, constants
 from bitgen import checkpoint
 from bitgen.cli import main
 from bitgen.config import HubConfig
-from bitgen.outbox import CARD, ROOT, STATE, Outbox
+from bitgen.outbox import CARD, ROOT, STATE, Outbox, State
 from bitgen.push import Publisher, push_run
-from bitgen.repository import Limits
+from bitgen.repository import Limits, blob_id
 from bitgen.upload import Job, attempt
 
 REPO = "org/name"
@@ -47,7 +47,7 @@ def save(run, step, size=2000, keep=5):
 def entry(run, step):
     """A checkpoint in the outbox of a run, as a job for one try."""
     save(run, step)
-    outbox = Outbox(run)
+    outbox = Outbox(run, REPO)
     folder = outbox.add(step)
     outbox.close()
     return Job(REPO, folder=str(folder), limits=PATIENT)
@@ -71,6 +71,11 @@ def whole(files):
     if steps:
         assert any(all(files[name] == files[f"checkpoint-{step}/{name}"] for name in ROOT) for step in steps)
     return steps
+
+
+def record(run, hub, repo=REPO):
+    """What a run remembers of a repository."""
+    return json.loads((run / STATE).read_text())[f"{hub.url}/{repo}"]
 
 
 # One try ----------------------------------------------------------------------------------------------------
@@ -125,8 +130,9 @@ def test_a_push_is_one_commit_of_checkpoint_root_and_card_and_uploads_the_weight
 
 
 def test_a_commit_deletes_what_rotates_out_and_nothing_that_is_not_a_checkpoint(quick, tmp_path):
-    quick.seed(REPO, {"checkpoint-1/a.pt": b"1", "checkpoint-2/a.pt": b"2", "notes/a.txt": b"3"})
-    job = entry(tmp_path, 100)
+    quick.seed(REPO, {"checkpoint-1/a.pt": b"1", "checkpoint-2/a.pt": b"2", "notes/a.txt": b"3"}
+               | {f"checkpoint-{step}/MANIFEST.json": b"{%d}" % step for step in (1, 2)})
+    job = replace(entry(tmp_path, 100), owned={"checkpoint-1": blob_id(b"{1}"), "checkpoint-9": blob_id(b"{9}")})
     assert attempt(replace(job, doomed=("checkpoint-1", "checkpoint-9"))).kind == "done"
     before = quick.files(REPO)
     assert {path.split("/")[0] for path in before if "/" in path} == {"checkpoint-2", "checkpoint-100", "notes"}
@@ -219,7 +225,32 @@ def test_the_newest_and_the_best_stay_and_only_what_this_run_pushed_goes(hub, tm
     assert run.close(60).complete
     files = hub.files(REPO)
     assert (files.pop("notes.md"), files.pop("checkpoint-7/config.json")) == (b"another's", b"another run's")
-    assert whole(files) == [100, 300] == json.loads((tmp_path / STATE).read_text())["pushed"]
+    assert whole(files) == [100, 300] == record(tmp_path, hub)["pushed"]
+
+
+def test_of_two_runs_in_one_repository_neither_replaces_nor_deletes_the_others_checkpoints(hub, tmp_path):
+    hub.seed(REPO, {})
+    told, first, second = [], publisher(tmp_path / "first", keep=1), publisher(tmp_path / "second", keep=1)
+    second.tell = told.append
+
+    def push(run, step, size):
+        save(run.run, step, size)
+        run.state.last = {}
+        run.offer(step)
+        wait_for(lambda: run.state.last)
+        return run.status()
+
+    assert push(first, 1, 2000).complete
+    before = hub.files(REPO)
+    status = push(second, 1, 2100)
+    assert not status.complete and hub.files(REPO) == before and len(told) == 1
+    assert f"{REPO} holds a checkpoint-1 that this run did not push: take another --hub.repo" in status.reason
+    assert push(second, 2, 2100).complete and whole(hub.files(REPO)) == [1, 2]
+    assert push(second, 2, 2200).complete and whole(hub.files(REPO)) == [1, 2]     # its own, trained once more
+    assert push(first, 3, 2000).complete and whole(hub.files(REPO)) == [2, 3]
+    hub.seed(REPO, {"checkpoint-3/MANIFEST.json": b"{}"})
+    assert push(first, 4, 2000).complete and hub.files(REPO)["checkpoint-3/MANIFEST.json"] == b"{}"
+    first.close(5), second.close(5)
 
 
 def wait_for(condition, seconds=60):
@@ -254,12 +285,12 @@ def test_what_is_overtaken_is_dropped_the_last_lands_and_readers_see_whole_state
     assert status.complete and status.landed == 60 and "checkpoint-60" in str(status)
     at_most = 1 + 10 + 1 + 1                  # the empty repository, the first ten, what was on its way, the last
     assert 60 in whole(hub.files(REPO)) and len(hub.commits(REPO)) <= at_most and seen <= set(range(1, 61))
-    assert list((tmp_path / "outbox").glob("0*")) == []
+    assert list((tmp_path / "outbox").glob("*/0*")) == []
 
 
 def test_twelve_commits_an_hour_and_the_last_one_in_any_case(hub, tmp_path):
     now = time.time()
-    (tmp_path / STATE).write_text(json.dumps({"repository": f"{hub.url}/{REPO}", "commits": [now] * 10}))
+    (tmp_path / STATE).write_text(json.dumps({f"{hub.url}/{REPO}": {"commits": [now] * 10}}))
     run = publisher(tmp_path, limits=Limits(first_wait=0.01))
     hub.seed(REPO, {})
     for step in (1, 2):
@@ -270,7 +301,7 @@ def test_twelve_commits_an_hour_and_the_last_one_in_any_case(hub, tmp_path):
     waits = run.limits.commits_per_hour == 12 and run._pause()
     assert waits > 3500 and hub.commits(REPO)[0] == "checkpoint-1"
     assert run.close(30).complete and hub.commits(REPO)[0] == "checkpoint-2"
-    assert len(json.loads((tmp_path / STATE).read_text())["commits"]) == 12
+    assert len(record(tmp_path, hub)["commits"]) == 12
 
 
 def test_a_hub_that_is_down_costs_training_nothing_and_the_newest_lands_when_it_is_back(hub, tmp_path):
@@ -404,7 +435,7 @@ def test_the_best_is_remembered_before_anything_lands(hub, tmp_path):
     run = publisher(tmp_path)
     save(tmp_path, 2)
     run.offer(2, best_step=1)
-    assert json.loads((tmp_path / STATE).read_text())["best"] == 1
+    assert record(tmp_path, hub)["best"] == 1
     run.close(0)
 
 
@@ -452,10 +483,46 @@ def test_who_may_not_push_learns_it_in_one_line_at_the_start(hub, tmp_path):
     run.close()
 
 
+def test_a_push_to_another_repository_leaves_what_is_known_of_and_waits_for_the_first(hub, tmp_path):
+    hub.seed(REPO, {})
+    run = publisher(tmp_path, keep=1)
+    save(tmp_path, 1)
+    run.offer(1)
+    assert run.close(60).complete
+    run = publisher(tmp_path, keep=1)
+    hub.fault("*", 403)
+    save(tmp_path, 2)
+    run.offer(2)
+    assert not run.close(60).complete
+    hub.clear()
+    save(tmp_path, 3)
+    assert push_run(tmp_path, "org/other").complete
+    assert whole(hub.files("org/other")) == [3] and whole(hub.files(REPO)) == [1]
+    assert (record(tmp_path, hub)["pushed"], record(tmp_path, hub, "org/other")["pushed"]) == ([1], [3])
+    run = publisher(tmp_path, keep=1)
+    assert run.close(60).landed == 2 and whole(hub.files(REPO)) == [2]
+    assert record(tmp_path, hub, "org/other")["pushed"] == [3]
+
+
+def test_a_record_of_one_repository_as_it_was_once_written_is_read(tmp_path):
+    old = {"pushed": [1, 2], "best": 1}
+    (tmp_path / STATE).write_text(json.dumps({"repository": "a/b"} | old))
+    assert State.read(tmp_path / STATE, "a/b").pushed == [1, 2] and State.read(tmp_path / STATE, "a/c").pushed == []
+
+
 def test_a_damaged_record_of_pushes_is_an_error_and_not_an_empty_one(tmp_path):
     (tmp_path / STATE).write_text("{")
     with pytest.raises(ValueError, match=f"{STATE}: not a record"):
         publisher(tmp_path)
+
+
+def test_a_record_that_is_damaged_meanwhile_costs_training_nothing(hub, tmp_path):
+    hub.seed(REPO, {})
+    run = publisher(tmp_path)
+    (tmp_path / STATE).write_text("{")
+    save(tmp_path, 1)
+    run.offer(1)
+    assert run.close(60).complete
 
 
 def test_a_checkpoint_that_cannot_be_queued_is_a_warning_and_in_the_status(hub, tmp_path):
@@ -508,8 +575,8 @@ def test_what_is_gone_from_the_outbox_meanwhile_is_not_told_as_pushed(quick, tmp
 
 def test_folders_in_the_outbox_that_are_no_entries_are_left_alone(tmp_path):
     save(tmp_path, 1)
-    (tmp_path / "outbox" / ".ipynb_checkpoints").mkdir(parents=True)
-    outbox = Outbox(tmp_path)
+    outbox = Outbox(tmp_path, REPO)
+    (outbox.folder / ".ipynb_checkpoints").mkdir(parents=True)
     assert [outbox.add(1)] == outbox.entries()
     outbox.close()
 
@@ -522,7 +589,7 @@ def test_a_file_system_without_locks_is_told_from_another_process(tmp_path, caps
     monkeypatch.setattr("fcntl.lockf", refused)
     if told:
         with pytest.raises(ValueError, match=told):
-            Outbox(tmp_path)
+            Outbox(tmp_path, REPO)
     else:
-        Outbox(tmp_path).close()
+        Outbox(tmp_path, REPO).close()
         assert "No locks available" in capsys.readouterr().err
