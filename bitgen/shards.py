@@ -123,27 +123,17 @@ class _RowGroups:
         file, number, name = self._groups[group]
         with self._lock:
             if self._kept[0] != group:
-                self._kept = group, _images_of(file, number, name)
+                import pyarrow.parquet as parquet
+                table = parquet.ParquetFile(file).read_row_group(number, columns=[name])
+                self._kept = group, table.column(name)
             value = self._kept[1][row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
-            raise BadImage(f"{file}: row group {number}, row {row}: no image bytes; the file has to hold the images, "
-                           "not where they are")
+            raise BadImage(f"{file}: row group {number}, row {row}: no image bytes")
         return data
 
     def __reduce__(self) -> tuple:
         return _RowGroups, (self._groups, self._places)
-
-
-def _images_of(file: Path, number: int, name: str) -> Any:
-    """The column of a row group. Raises `BadImage` where it cannot be read."""
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        return parquet.ParquetFile(file).read_row_group(number, columns=[name]).column(name)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadImage(f"{file}: row group {number} is damaged: {error}") from None
 
 
 def webdataset_splits(root: Path, image_root: str | None = None) -> Splits:

@@ -59,13 +59,10 @@ def _rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]
     stream = datasets.load_dataset(repo, split=name, streaming=True)
     columns = stream.column_names or list(next(iter(stream)))
     image, caption = column(columns, IMAGE_COLUMNS, where), column(columns, CAPTION_COLUMNS, where)
-    try:
-        for i, row in enumerate(stream.cast_column(image, datasets.Image(decode=False))):
-            value = row[image] or {}
-            captions = as_captions(told(row[caption]), f"{where}: row {i}")
-            yield value.get("path") or f"{name}:{i}", captions, value.get("bytes")
-    except OSError as error:
-        raise ValueError(f"{where}: split {name!r} broke off: {error}; it begins anew at the next try") from error
+    for i, row in enumerate(stream.cast_column(image, datasets.Image(decode=False))):
+        value = row[image] or {}
+        captions = as_captions(told(row[caption]), f"{where}: row {i}")
+        yield value.get("path") or f"{name}:{i}", captions, value.get("bytes")
 
 
 def _grouping(rows: Iterator, image_ids: list[str], captions: list[list[str]]) -> Iterator[bytes]:

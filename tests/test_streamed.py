@@ -64,20 +64,6 @@ def test_other_images_of_the_same_name_are_other_images(tmp_path, monkeypatch):
     assert [tuple(data.pixels(i, SIZE)[:, 0, 0].tolist()) for i in range(4)] == [colour(i) for i in range(4)]
 
 
-def test_a_stream_that_breaks_off_is_told_from_a_full_disk(tmp_path, monkeypatch):
-    def broken(self):
-        yield {"image": {"bytes": jpeg(0), "path": "0.png"}, "caption": "a dog"}
-        raise OSError("read timed out")
-
-    monkeypatch.setattr(FakeStream, "__iter__", broken)
-    fake = types.SimpleNamespace(get_dataset_split_names=lambda repo: ["test"], Image=lambda decode: "undecoded",
-                                 load_dataset=lambda repo, split, streaming: FakeStream(0))
-    monkeypatch.setitem(sys.modules, "datasets", fake)
-    with pytest.raises(ValueError, match="^hub://someone/photos: split 'test' broke off: read timed out"):
-        open_data(config("hub://someone/photos", tmp_path), "test", SIZE)
-    assert not list((tmp_path / "cache").glob("*.part"))
-
-
 def test_limit_is_of_training_images_alone(tmp_path, monkeypatch):
     fake = types.SimpleNamespace(get_dataset_split_names=lambda repo: ["train", "val", "test"],
                                  load_dataset=lambda repo, split, streaming: FakeStream(20),
