@@ -18,7 +18,6 @@ from bitgen.listing import (
     as_captions,
     by_split,
     column,
-    digest,
     files_digest,
     grouped,
     split_in,
@@ -76,8 +75,7 @@ def read_parquet(files: Sequence[Path], split: str | None = None) -> Listing:
     groups: list[tuple[Path, int, str]] = []
     rows = [row for file in files for row in _parquet_rows(file, groups, split)]
     image_ids, captions, places = grouped(rows)
-    fingerprint = files_digest(files) if split is None else digest(files_digest(files), split)
-    return Listing(image_ids, captions, _RowGroups(groups, places), fingerprint)
+    return Listing(image_ids, captions, _RowGroups(groups, places), files_digest(files))
 
 
 def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]],
