@@ -6,7 +6,6 @@ key; and no image outside the image folder is ever opened, by `..`, an absolute 
 
 from __future__ import annotations
 
-import ast
 import csv
 import functools
 import json
@@ -26,11 +25,9 @@ from bitgen.listing import (
     column,
     digest,
     grouped,
-    split_in,
 )
 
 KARPATHY_SPLITS = {**{split: split for split in SPLITS}, "restval": "train"}
-LIST = 100_000  # characters of a field that may be a list of captions
 
 
 def karpathy_splits(root: Path, image_root: str | None) -> Splits:
@@ -75,10 +72,7 @@ def read_coco(path: Path, image_root: str | None = None) -> Listing:
     content = _load_json(path)
     base = path.parent.parent if path.parent.name == "annotations" else path.parent
     name = path.stem.removeprefix("captions_")
-    usual = [base / name, base / "images" / name, base / "images", base]
-    if image_root is not None and (Path(image_root).expanduser() / name).is_dir():  # one setting for several splits
-        image_root = str(Path(image_root).expanduser() / name)
-    folder = _image_folder(image_root, usual)
+    folder = _image_folder(image_root, [base / name, base / "images" / name, base / "images", base])
     captions: dict[int, list[str]] = {}
     places = []
     for i, record in enumerate(_records(content, "images", path)):
@@ -103,64 +97,44 @@ def read_coco(path: Path, image_root: str | None = None) -> Listing:
 
 
 def csv_splits(root: Path, image_root: str | None) -> Splits:
-    """`<split>*.csv` (or .txt, as Flickr8k's captions.txt) in a folder; one file of another name holds training data,
-    or what its column `split` says."""
+    """`<split>*.csv` (or .txt, as Flickr8k's captions.txt) in a folder; one file of another name is training data."""
     files = [root] if root.is_file() else sorted(root.glob("*.csv")) or sorted(root.glob("*.txt"))
-    if len(files) == 1 and "split" in next(_csv_rows(files[0]), {}):
-        rows: dict[str, list] = {}
-        for split, *row in _csv_table(files[0], image_root):
-            rows.setdefault(split, []).append(row)
-        return {split: functools.partial(_listing, some) for split, some in rows.items()}
     return {split: functools.partial(read_csv, _only(some, f"{split} file"), image_root)
             for split, some in by_split(files).items()}
 
 
 def read_csv(path: Path, image_root: str | None = None) -> Listing:
     """CSV with a header: a column image, filename or file_name, and a column caption or captions (one caption, or a
-    list of them, as JSON or Python write it). Rows of the same image are one image."""
-    return _listing(row for _, *row in _csv_table(path, image_root))
-
-
-def _csv_table(path: Path, image_root: str | None) -> Iterator[tuple[str, str, list[str], str]]:
-    """Split (train where no column says), image, captions and file of each row."""
+    JSON list of them). Rows of the same image are one image."""
+    folder = _image_folder(image_root, [path.parent / "images", path.parent / "Images", path.parent])
+    rows = []
     for i, row in enumerate(_csv_rows(path)):
         where = f"{path}: row {i}"
-        if i == 0:
+        if not rows:
             image, caption = column(row, IMAGE_COLUMNS, str(path)), column(row, CAPTION_COLUMNS, str(path))
         if None in row or None in row.values():
             raise ValueError(f"{where}: expected as many fields as the header has; quote a caption that holds commas")
-        if i == 0:
-            usual = [path.parent / "images", path.parent / "Images", path.parent]
-            folder = _image_folder(image_root, usual, row[image])
-        split = split_in(row["split"], f"{where}.split") if "split" in row else "train"
-        yield (split, row[image], _listed(row[caption], f"{where}.{caption}"),
-               _inside(folder, row[image], f"{where}.{image}"))
+        texts = _listed(row[caption], f"{where}.{caption}")
+        rows.append((row[image], texts, _inside(folder, row[image], f"{where}.{image}")))
+    return _listing(rows)
 
 
 def _listed(text: str, where: str) -> list[str]:
-    """The captions of a list in JSON or in Python's own writing, or the text itself: a caption may begin with a
-    bracket, and even be valid JSON."""
-    if not text.startswith("[") or len(text) > LIST:
+    """The captions of a JSON list, or the text itself: a caption may begin with a bracket, and even be valid JSON."""
+    try:
+        content = json.loads(text) if text.startswith("[") else None
+    except (ValueError, RecursionError):
         return [text]
-    for read in (json.loads, ast.literal_eval):
-        try:
-            content = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        captions = isinstance(content, list) and all(isinstance(each, (str, dict)) for each in content)
-        return as_captions(content, where) if captions else [text]
-    return [text]
+    captions = isinstance(content, list) and all(isinstance(each, (str, dict)) for each in content)
+    return as_captions(content, where) if captions else [text]
 
 
 def _csv_rows(path: Path) -> Iterator[dict]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            yield from reader
+            yield from csv.DictReader(file)
     except (csv.Error, UnicodeDecodeError) as error:
-        line = f", after line {reader.line_num}" if isinstance(error, csv.Error) else ""
-        raise ValueError(f"{path}{line}: not readable as CSV in UTF-8: {error}; a field that begins with a quote has "
-                         "to end with one, and quotes within it are doubled") from None
+        raise ValueError(f"{path}: not readable as CSV in UTF-8: {error}") from None
 
 
 def _load_json(path: Path) -> dict:
@@ -204,16 +178,12 @@ def _only(files: list[Path], what: str) -> Path:
     return files[0]
 
 
-def _image_folder(setting: str | None, usual: Iterable[Path], first: str = "") -> Path:
-    """The folder of the images: the setting, or the first of the usual ones that exists and that holds the `first`
-    image by the name it is given; of those that exist where none does."""
-    if setting is not None:
-        folder = Path(setting).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"data.image_root: no such folder: {setting}")
-        return folder.resolve()
-    there = [path.resolve() for path in usual if path.is_dir()]
-    return next((path for path in there if first and os.path.isfile(os.path.join(path, first))), there[0])
+def _image_folder(setting: str | None, usual: Iterable[Path]) -> Path:
+    """The folder of the images: the setting, or the first of the usual ones that exists."""
+    if setting is not None and not Path(setting).is_dir():
+        raise ValueError(f"data.image_root: no such folder: {setting}")
+    folder = Path(setting) if setting is not None else next(path for path in usual if path.is_dir())
+    return folder.resolve()
 
 
 def _inside(folder: Path, name: str, where: str) -> str:

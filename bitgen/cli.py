@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -73,14 +73,6 @@ class Prepare(Source):
 
     image_size: int = 224
     """Side of the prepared images, pixels."""
-    cache: str | None = None
-    """As `data.cache` of training, like the next three: training looks for what was prepared with the same."""
-    val_fraction: float = DataConfig.val_fraction
-    """As `data.val_fraction`."""
-    limit: int | None = None
-    """As `data.limit`."""
-    max_bad_fraction: float = DataConfig.max_bad_fraction
-    """As `data.max_bad_fraction`."""
 
 
 @dataclass
@@ -311,8 +303,6 @@ def data(argv: list[str]) -> int:
     options = tyro.extras.subcommand_cli_from_dict(commands, prog="bitgen data", args=argv)
     config = DataConfig(root=options.root, format=options.format, image_root=options.image_root)
     if isinstance(options, Prepare):
-        config = replace(config, cache=options.cache, val_fraction=options.val_fraction, limit=options.limit,
-                         max_bad_fraction=options.max_bad_fraction)
         for split, part in module.prepare(config, options.image_size).items():
             print(f"{split}: {part['images']} images prepared at {options.image_size} px, "
                   f"{part['unreadable']} unreadable")

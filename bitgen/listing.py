@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-SPLITS = {"train": ("train", "training", "trainset", "restval"),
-          "val": ("val", "valid", "validation", "valset", "minival", "dev", "devset", "eval"),
-          "test": ("test", "testing", "testset", "testdev", "devtest")}
-"""Our splits, and the words in the names of files and of other people's splits that belong to them."""
-IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "jpeg", "png", "webp")
-CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "txt")
+SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
+"""Our splits, and how the names of files and of other people's splits begin that belong to them."""
+IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "png")
+CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
 
 Read = Callable[[int], "bytes | str | Path | Image.Image"]
 
@@ -59,14 +56,12 @@ def digest(*parts: Any) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name like `validation-00000.parquet`, `cc3m_test.tar` or `dev` belongs to, by the first of its
-    words that tells one; None where none does."""
-    words = re.split(r"[^a-z]+", name.lower())
-    return next((split for word in words for split, known in SPLITS.items() if word in known), None)
+    """The split that a name like `validation-00000.parquet` or `dev` belongs to, None where it tells nothing."""
+    return next((split for split, starts in SPLITS.items() if name.lower().startswith(starts)), None)
 
 
 def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files sorted into splits by their names; names that tell nothing are training data."""
+    """Files sorted into splits by how their names begin; names that tell nothing are training data."""
     found: dict[str, list[Path]] = {}
     for file in sorted(files):
         found.setdefault(split_of(file.name) or "train", []).append(file)
@@ -76,20 +71,6 @@ def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
 def files_digest(files: Iterable[Path]) -> str:
     """Fingerprint of files by place, size and time of change: a copy elsewhere may keep all but its place."""
     return digest(*((file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-def split_in(value: Any, where: str) -> str:
-    """The split that a row says it is of. Raises `ValueError` where it says something else."""
-    if (split := split_of(str(value))) is None:
-        raise ValueError(f"{where}: expected {', '.join(SPLITS)} or the like, got {str(value)[:80]!r}")
-    return split
-
-
-def told(value: Any) -> Any:
-    """What a row has for captions, without the nulls that tables write where there is none."""
-    if isinstance(value, (list, tuple)):
-        return [each for each in value if each is not None]
-    return [] if value is None or value != value else value
 
 
 def as_captions(value: Any, where: str) -> list[str]:

@@ -125,21 +125,16 @@ def whole(config: DataConfig) -> Dataset:
 
 
 def contact_sheet(dataset: Dataset, path: str | Path, count: int = 24, size: int = 128) -> None:
-    """Draw `count` images spread over the data set, each above its first caption, into a picture file.
-
-    Raises `ValueError` where no image can be read.
-    """
+    """Draw `count` images spread over the data set, each above its first caption, into a picture file."""
     from bitgen import data_figures
 
     shown = []
-    for i in (len(dataset) * place // count for place in range(count)) if len(dataset) > count else range(len(dataset)):
+    for i in range(0, len(dataset), max(1, len(dataset) // count)):
         try:
             shown.append((dataset.pixels(i, size).numpy(), dataset.captions[i]))
         except BadImage:
             continue  # the report names it
-    if not shown:
-        raise ValueError("no image could be read, so there is no contact sheet: is data.image_root right?")
-    images, captions = zip(*shown, strict=True)
+    images, captions = zip(*shown[:count], strict=True) if shown else ((), ())
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     title = f"{len(images)} of {len(dataset):,} images, each with its first caption"
     data_figures.contact_sheet(images, captions, title=title).savefig(path, dpi=120)

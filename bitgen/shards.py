@@ -20,9 +20,7 @@ from bitgen.listing import (
     column,
     files_digest,
     grouped,
-    split_in,
     split_of,
-    told,
 )
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
@@ -31,78 +29,46 @@ MAX_TEXT_BYTES = 1_000_000
 
 def parquet_splits(root: Path, image_root: str | None = None) -> Splits:
     """`<split>*.parquet` in a folder (or its `data/`). One file given by name is training data, of which validation
-    gets its share; if its name says that it is held out, it stands for whatever split is asked for. Where no name tells
-    a split, a column `split` may."""
-    files = [root] if root.is_file() else list(root.glob("*.parquet")) or list((root / "data").glob("*.parquet"))
-    named = by_split(files)
-    if set(named) == {"train"} and (splits := _splits_in(named["train"])):
-        return {split: lambda split=split: read_parquet(named["train"], split) for split in splits}
-    if root.is_file() and split_of(root.name) in ("val", "test"):
-        return {"any": lambda: read_parquet([root])}
-    return {split: lambda group=group: read_parquet(group) for split, group in named.items()}
+    gets its share; if its name says that it is held out, it stands for whatever split is asked for."""
+    if root.is_file():
+        held_out = split_of(root.name) in ("val", "test")
+        return {"any" if held_out else "train": lambda: read_parquet([root])}
+    files = list(root.glob("*.parquet")) or list((root / "data").glob("*.parquet"))
+    return {split: lambda group=group: read_parquet(group) for split, group in by_split(files).items()}
 
 
-def _splits_in(files: Sequence[Path]) -> list[str]:
-    """What the column `split` of parquet files holds; nothing where they have none."""
-    found = {}
-    for file in files:
-        opened = _opened(file)
-        for number in range(opened.num_row_groups if "split" in opened.schema_arrow.names else 0):
-            for value in set(opened.read_row_group(number, columns=["split"]).column("split").to_pylist()):
-                found[split_in(value, f"{file}: row group {number}: split")] = True
-    return list(found)
+def read_parquet(files: Sequence[Path]) -> Listing:
+    """Parquet with `image` (bytes, or {bytes, path}) and `captions`. Image bytes stay on disk until they are read.
+
+    Rows of the same `path` are one image. Raises `ValueError` naming the file for no parquet or a missing column.
+    """
+    groups: list[tuple[Path, int, str]] = []
+    rows = [row for file in files for row in _parquet_rows(file, groups)]
+    image_ids, captions, places = grouped(rows)
+    return Listing(image_ids, captions, _RowGroups(groups, places), files_digest(files))
 
 
-def _opened(file: Path) -> Any:
-    """The parquet file. Raises `ValueError` where it is none, or where pyarrow is missing."""
+def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]]) -> Iterator[tuple[str, list[str], tuple[int, int]]]:
+    """Image id, captions and place (row group, row in it) of each row; the file's row groups are added to `groups`."""
     try:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
         raise ValueError(f"{file}: parquet needs the package pyarrow: pip install 'bitgen[data]'") from None
     try:
-        return parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable parquet file: {error}") from None
-
-
-def read_parquet(files: Sequence[Path], split: str | None = None) -> Listing:
-    """Parquet with `image` (bytes, or {bytes, path}) and `captions`. Image bytes stay on disk until they are read.
-
-    Rows of the same `path` are one image. split: only the rows whose column of that name says so. Raises `ValueError`
-    naming the file for no parquet or a missing column.
-    """
-    groups: list[tuple[Path, int, str]] = []
-    rows = [row for file in files for row in _parquet_rows(file, groups, split)]
-    image_ids, captions, places = grouped(rows)
-    return Listing(image_ids, captions, _RowGroups(groups, places), files_digest(files))
-
-
-def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]],
-                  split: str | None) -> Iterator[tuple[str, list[str], tuple[int, int]]]:
-    """Image id, captions and place (row group, row in it) of each row (of the split); the file's row groups are added
-    to `groups`."""
-    opened = _opened(file)
-    import pyarrow
-
-    try:
+        opened = parquet.ParquetFile(file)
         names = opened.schema_arrow.names
         image, caption = column(names, IMAGE_COLUMNS, str(file)), column(names, CAPTION_COLUMNS, str(file))
         with_path = f"{image}.path" in [field.name for field in opened.schema_arrow.field(image).flatten()]
         for number in range(opened.num_row_groups):
-            table = opened.read_row_group(number, columns=[caption, *([f"{image}.path"] if with_path else []),
-                                                           *(["split"] if split else [])])
-            splits = table.column("split").to_pylist() if split else []
+            table = opened.read_row_group(number, columns=[caption, *([f"{image}.path"] if with_path else [])])
             texts = table.column(caption).to_pylist()
             paths = [None] * len(texts)
             if with_path:
                 paths = [(row or {}).get("path") for row in table.column(image).to_pylist()]
             for row, (path, text) in enumerate(zip(paths, texts, strict=True)):
-                if split and split_in(splits[row], "split") != split:
-                    continue
-                where = f"row group {number}, row {row}"  # in an id without the folder: validation is drawn by ids
-                captions = as_captions(told(text), f"{file}: {where}: {caption}")
-                yield path or f"{file.name}: {where}", captions, (len(groups), row)
+                where = f"{file}: row group {number}, row {row}"
+                yield (path or where, as_captions(text, f"{where}: {caption}"), (len(groups), row))
             groups.append((file, number, image))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: not a readable parquet file: {error}") from None

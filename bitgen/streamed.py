@@ -6,7 +6,6 @@ What is in the cache is never asked for again: it works offline from then on, an
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -18,7 +17,7 @@ from PIL import Image
 from bitgen.cache import PixelCache, cache_folder, check_bad
 from bitgen.config import DataConfig
 from bitgen.images import BadImage, picture
-from bitgen.listing import CAPTION_COLUMNS, IMAGE_COLUMNS, Listing, Splits, as_captions, column, digest, split_of, told
+from bitgen.listing import CAPTION_COLUMNS, IMAGE_COLUMNS, Listing, Splits, as_captions, column, digest, split_of
 
 HUB = "hub://"
 
@@ -61,21 +60,17 @@ def _rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]
     image, caption = column(columns, IMAGE_COLUMNS, where), column(columns, CAPTION_COLUMNS, where)
     for i, row in enumerate(stream.cast_column(image, datasets.Image(decode=False))):
         value = row[image] or {}
-        captions = as_captions(told(row[caption]), f"{where}: row {i}")
-        yield value.get("path") or f"{name}:{i}", captions, value.get("bytes")
+        yield value.get("path") or f"{name}:{i}", as_captions(row[caption], f"{where}: row {i}"), value.get("bytes")
 
 
 def _grouping(rows: Iterator, image_ids: list[str], captions: list[list[str]]) -> Iterator[bytes]:
     """The image bytes of streamed rows; their ids and captions are added to the lists. Rows of one image that follow
-    each other are one image: by name and bytes, since other images may have its name, as in folders of classes."""
-    before, seen = None, Counter()
-    for name, texts, data in rows:
-        if (name, data) == before:
+    each other are one image."""
+    for image_id, texts, data in rows:
+        if image_ids and image_ids[-1] == image_id:
             captions[-1].extend(texts)
             continue
-        before = name, data
-        image_ids.append(f"{name} ({seen[name] + 1})" if seen[name] else name)
-        seen[name] += 1
+        image_ids.append(image_id)
         captions.append(texts)
         yield data or b""
 

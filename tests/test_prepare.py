@@ -3,11 +3,10 @@
 import json
 
 import pytest
-from layouts import SIZE, config, csv_file, jpeg, karpathy, memory, parquet
+from layouts import config, csv_file, jpeg, karpathy, memory, parquet
 from PIL import Image
 
 from bitgen.cli import main
-from bitgen.data import open_data
 from bitgen.prepare import check, contact_sheet, summary
 
 
@@ -33,26 +32,6 @@ def test_check_counts_what_is_wrong(tmp_path):
     assert json.loads(json.dumps(report)) == report
     for said in ("20 images, 37 captions", "sub/4.png", "sub/8.png", "sub/16.png", "val: sub/2.png"):
         assert said in summary(report)
-
-
-def test_what_is_prepared_is_what_training_with_the_same_settings_looks_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("bitgen.dataset.PREPARE_BYTES", 0)
-    csv_file(tmp_path, 20)
-    cache = ["--cache", str(tmp_path / "cache")]
-    assert main(["data", "prepare", str(tmp_path), "--image-size", str(SIZE), *cache, "--limit", "8",
-                 "--val-fraction", "0.2"]) == 0
-    for split in ("train", "val"):
-        data = open_data(config(tmp_path, tmp_path, limit=8, val_fraction=0.2), split, SIZE)
-        assert data.prepared(SIZE) is not None and len(data) == (8 if split == "train" else 4)
-
-
-def test_a_data_set_whose_images_are_elsewhere_is_looked_over_without_a_sheet(tmp_path, capsys):
-    csv_file(tmp_path, 3)
-    for image in (tmp_path / "images").iterdir():
-        image.unlink()
-    assert main(["data", "check", str(tmp_path), "--sheet", str(tmp_path / "sheet.png")]) == 65
-    out, err = capsys.readouterr()
-    assert "unreadable images: 3" in out and "no image could be read, so there is no contact sheet" in err
 
 
 def test_contact_sheet(tmp_path):

@@ -47,23 +47,6 @@ def test_hub_data_are_streamed_once(tmp_path, monkeypatch):
     assert open_data(settings, "train", SIZE).image_ids == train.image_ids
 
 
-def test_other_images_of_the_same_name_are_other_images(tmp_path, monkeypatch):
-    """Folders of classes, pushed to the Hub, keep the last part of their images' paths alone."""
-    names = ["1.png", "1.png", "1.png", "2.png", "1.png"]
-    places = [0, 0, 1, 2, 3]
-    rows = [{"image": {"bytes": jpeg(i), "path": name}, "caption": f"caption {n}"}
-            for n, (i, name) in enumerate(zip(places, names))]
-    stream = FakeStream(0)
-    monkeypatch.setattr(FakeStream, "__iter__", lambda self: iter(rows))
-    fake = types.SimpleNamespace(get_dataset_split_names=lambda repo: ["test"], Image=lambda decode: "undecoded",
-                                 load_dataset=lambda repo, split, streaming: stream)
-    monkeypatch.setitem(sys.modules, "datasets", fake)
-    data = open_data(config("hub://someone/classes", tmp_path), "test", SIZE)
-    assert data.image_ids == ["1.png", "1.png (2)", "2.png", "1.png (3)"]
-    assert data.captions == [["caption 0", "caption 1"], ["caption 2"], ["caption 3"], ["caption 4"]]
-    assert [tuple(data.pixels(i, SIZE)[:, 0, 0].tolist()) for i in range(4)] == [colour(i) for i in range(4)]
-
-
 def test_limit_is_of_training_images_alone(tmp_path, monkeypatch):
     fake = types.SimpleNamespace(get_dataset_split_names=lambda repo: ["train", "val", "test"],
                                  load_dataset=lambda repo, split, streaming: FakeStream(20),
