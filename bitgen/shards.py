@@ -67,8 +67,10 @@ def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]]) -> Iterator[t
             if with_path:
                 paths = [(row or {}).get("path") for row in table.column(image).to_pylist()]
             for row, (path, text) in enumerate(zip(paths, texts, strict=True)):
-                where = f"{file}: row group {number}, row {row}"
-                yield (path or where, as_captions(text, f"{where}: {caption}"), (len(groups), row))
+                where = f"row group {number}, row {row}"
+                captions = as_captions(text, f"{file}: {where}: {caption}")
+                # Not the whole path: the same images are held out however the folder is spelled.
+                yield path or f"{file.name}: {where}", captions, (len(groups), row)
             groups.append((file, number, image))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: not a readable parquet file: {error}") from None

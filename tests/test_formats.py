@@ -118,6 +118,14 @@ def test_one_parquet_file_never_gives_an_image_to_training_and_validation(tmp_pa
         open_data(photos, "test", SIZE)
 
 
+def test_parquet_rows_without_a_path_are_held_out_alike_however_the_folder_is_spelled(tmp_path, monkeypatch):
+    parquet(tmp_path, count=40, with_path=False)
+    monkeypatch.chdir(tmp_path)
+    train, val = open_data(config(".", tmp_path), "train", SIZE), open_data(config(tmp_path, tmp_path), "val", SIZE)
+    assert val.image_ids[0].startswith("train.parquet: row group ") and not set(train.image_ids) & set(val.image_ids)
+    assert len(train) + len(val) == len({texts[0] for dataset in (train, val) for texts in dataset.captions}) == 40
+
+
 def test_limit_takes_the_first_training_images(tmp_path):
     parquet(tmp_path, names=("train.parquet", "val.parquet"))
     settings = config(tmp_path, tmp_path, limit=5)
