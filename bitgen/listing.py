@@ -93,6 +93,19 @@ def column(names: Iterable[str], wanted: Sequence[str], where: str) -> str:
     raise ValueError(f"{where}: expected a column {' or '.join(wanted)}, got {', '.join(map(str, names)) or 'none'}")
 
 
+class Names:
+    """Ids of pictures that come one by one: a path, with a digest behind it where the path comes again with other
+    bytes. Folders of a class each, or rows that all say image.png, are not one image."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, bytes] = {}
+
+    def __call__(self, path: str, data: bytes) -> str:
+        """The id of the picture of these bytes under this path."""
+        content = hashlib.blake2b(data, digest_size=16).digest()
+        return path if self._first.setdefault(path, content) == content else f"{path}#{content.hex()[:12]}"
+
+
 def grouped(rows: Iterable[tuple[str, list[str], Any]]) -> tuple[list[str], list[list[str]], list[Any]]:
     """Rows (image id, captions, where it lies) with the rows of one image made one: ids, captions, places."""
     captions: dict[str, list[str]] = {}

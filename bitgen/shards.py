@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ from bitgen.listing import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     Listing,
+    Names,
     Splits,
     as_captions,
     by_split,
@@ -40,11 +42,12 @@ def parquet_splits(root: Path, image_root: str | None = None) -> Splits:
 def read_parquet(files: Sequence[Path]) -> Listing:
     """Parquet with `image` (bytes, or {bytes, path}) and `captions`. Image bytes stay on disk until they are read.
 
-    Rows of the same `path` are one image. Raises `ValueError` naming the file for no parquet or a missing column.
+    Rows of the same `path` are one image where their bytes are the same: those that share a path are read to see it.
+    Raises `ValueError` naming the file for no parquet or a missing column.
     """
     groups: list[tuple[Path, int, str]] = []
     rows = [row for file in files for row in _parquet_rows(file, groups)]
-    image_ids, captions, places = grouped(rows)
+    image_ids, captions, places = grouped(_told_apart(rows, groups))
     return Listing(image_ids, captions, _RowGroups(groups, places), files_digest(files))
 
 
@@ -74,6 +77,23 @@ def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]]) -> Iterator[t
             groups.append((file, number, image))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: not a readable parquet file: {error}") from None
+
+
+def _told_apart(rows: list[tuple[str, list[str], tuple[int, int]]],
+                groups: list[tuple[Path, int, str]]) -> Iterator[tuple[str, list[str], tuple[int, int]]]:
+    """Rows (path, captions, place) with another id where a path comes again with other bytes."""
+    read, names = _RowGroups(groups, [place for _, _, place in rows]), Names()
+    times = Counter(path for path, _, _ in rows)
+    for i, (path, texts, place) in enumerate(rows):
+        yield names(path, _content(read, i)) if times[path] > 1 else path, texts, place
+
+
+def _content(read: _RowGroups, i: int) -> bytes:
+    """The bytes of row i; none where it has none, which shows when the image is read."""
+    try:
+        return read(i)
+    except BadImage:
+        return b""
 
 
 class _RowGroups:

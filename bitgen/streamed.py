@@ -17,9 +17,20 @@ from PIL import Image
 from bitgen.cache import PixelCache, cache_folder, check_bad
 from bitgen.config import DataConfig
 from bitgen.images import BadImage, picture
-from bitgen.listing import CAPTION_COLUMNS, IMAGE_COLUMNS, Listing, Splits, as_captions, column, digest, split_of
+from bitgen.listing import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    Listing,
+    Names,
+    Splits,
+    as_captions,
+    column,
+    digest,
+    split_of,
+)
 
 HUB = "hub://"
+GROUPING = 2  # raise it when rows are made images in another way: it names the cache
 
 
 def hub_splits(config: DataConfig, image_size: int) -> Splits:
@@ -38,7 +49,7 @@ def hub_splits(config: DataConfig, image_size: int) -> Splits:
 
 def _stream(repo: str, name: str, limit: int | None, config: DataConfig, image_size: int) -> Listing:
     """The listing of (the first `limit` rows of) a split, whose images are those of the cache."""
-    cache = PixelCache(cache_folder(config.cache), digest(HUB, repo, name, limit), image_size)
+    cache = PixelCache(cache_folder(config.cache), digest(HUB, repo, name, limit, GROUPING), image_size)
     found = cache.open()
     if found is None:
         image_ids, captions = [], []
@@ -53,7 +64,7 @@ def _stream(repo: str, name: str, limit: int | None, config: DataConfig, image_s
 
 
 def _rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]:
-    """Image id, captions and bytes of each row, streamed in order; nothing is decoded."""
+    """Path, captions and bytes of each row, streamed in order; nothing is decoded."""
     datasets, where = _datasets(repo), f"{HUB}{repo}"
     stream = datasets.load_dataset(repo, split=name, streaming=True)
     columns = stream.column_names or list(next(iter(stream)))
@@ -64,12 +75,15 @@ def _rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]
 
 
 def _grouping(rows: Iterator, image_ids: list[str], captions: list[list[str]]) -> Iterator[bytes]:
-    """The image bytes of streamed rows; their ids and captions are added to the lists. Rows of one image that follow
-    each other are one image."""
-    for image_id, texts, data in rows:
-        if image_ids and image_ids[-1] == image_id:
-            captions[-1].extend(texts)
+    """The image bytes of streamed rows; their ids and captions are added to the lists. Rows of one path are one image
+    where their bytes are the same."""
+    names, places = Names(), {}
+    for path, texts, data in rows:
+        image_id = names(path, data or b"")
+        if image_id in places:
+            captions[places[image_id]].extend(texts)
             continue
+        places[image_id] = len(image_ids)
         image_ids.append(image_id)
         captions.append(texts)
         yield data or b""

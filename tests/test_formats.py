@@ -6,7 +6,21 @@ import os
 
 import pytest
 import torch
-from layouts import SIZE, coco, colour, config, csv_file, jpeg, karpathy, parquet, shard, tar, texts, write_images
+from layouts import (
+    SIZE,
+    coco,
+    colour,
+    config,
+    csv_file,
+    jpeg,
+    karpathy,
+    parquet,
+    parquet_rows,
+    shard,
+    tar,
+    texts,
+    write_images,
+)
 
 from bitgen.annotations import read_coco, read_csv
 from bitgen.cache import check_bad
@@ -124,6 +138,16 @@ def test_parquet_rows_without_a_path_are_held_out_alike_however_the_folder_is_sp
     train, val = open_data(config(".", tmp_path), "train", SIZE), open_data(config(tmp_path, tmp_path), "val", SIZE)
     assert val.image_ids[0].startswith("train.parquet: row group ") and not set(train.image_ids) & set(val.image_ids)
     assert len(train) + len(val) == len({texts[0] for dataset in (train, val) for texts in dataset.captions}) == 40
+
+
+def test_parquet_rows_of_one_path_are_one_image_only_where_their_bytes_are(tmp_path):
+    rows = [(1, "image.png", "a cat"), (2, "image.png", "a dog"), (3, "other.png", "a cup"), (1, "image.png", "a pet"),
+            (2, "image.png", "a puppy")]
+    parquet_rows(tmp_path / "train.parquet", rows)
+    listing = read_parquet([tmp_path / "train.parquet"])
+    assert listing.captions == [["a cat", "a pet"], ["a dog", "a puppy"], ["a cup"]]
+    assert [listing.read(i) for i in range(3)] == [jpeg(1), jpeg(2), jpeg(3)]
+    assert listing.image_ids[0] == "image.png" and listing.image_ids[1].startswith("image.png#")
 
 
 def test_limit_takes_the_first_training_images(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from layouts import SIZE, colour, config, jpeg, texts
 
 from bitgen.data import open_data
+from bitgen.dataset import sources
 from bitgen.images import BadImage
 
 
@@ -54,6 +55,38 @@ def test_limit_is_of_training_images_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", fake)
     settings = config("hub://someone/photos", tmp_path, limit=6, max_bad_fraction=0.1)
     assert [len(open_data(settings, split, SIZE)) for split in ("train", "val", "test")] == [3, 20, 20]  # of six rows
+
+
+def hub(monkeypatch, rows, names=("train",), columns=("image", "caption")):
+    """Lets `datasets` stream these rows of each split; an exception among them is raised."""
+
+    class Stream(FakeStream):
+        column_names = list(columns)
+
+        def cast_column(self, name, feature):
+            return self
+
+        def __iter__(self):
+            for row in rows:
+                if isinstance(row, Exception):
+                    raise row
+                yield dict(zip(columns, row))
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(
+        get_dataset_split_names=lambda repo: list(names), load_dataset=lambda repo, split, streaming: Stream(0),
+        Image=lambda decode: "undecoded"))
+
+
+def picture(i, path):
+    return {"bytes": jpeg(i), "path": path}
+
+
+def test_rows_of_one_path_are_one_image_only_where_their_bytes_are(tmp_path, monkeypatch):
+    hub(monkeypatch, [(picture(1, "image.png"), "a cat"), (picture(2, "image.png"), "a dog"),
+                      (picture(3, "other.png"), "a cup"), (picture(1, "image.png"), "a pet")])
+    listing = sources(config("hub://someone/photos", tmp_path), SIZE)["train"]()
+    assert listing.captions == [["a cat", "a pet"], ["a dog"], ["a cup"]] and len(set(listing.image_ids)) == 3
+    assert [listing.read(i).getpixel((0, 0)) for i in range(3)] == [colour(1), colour(2), colour(3)]
 
 
 def test_without_the_datasets_package_the_remedy_is_named(tmp_path, monkeypatch):
