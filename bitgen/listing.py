@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
-"""Our splits, and how the names of files and of other people's splits begin that belong to them."""
+SPLITS = {
+    "train": {"train", "training", "trainset", "restval"},
+    "val": {"val", "valid", "validate", "validation", "valset", "dev", "devel", "development", "devset"},
+    "test": {"test", "testing", "tests", "testset"},
+}
+"""Our splits, and the words in the names of files and of other people's splits that mean them."""
 IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "png")
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
 
@@ -56,12 +61,14 @@ def digest(*parts: Any) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name like `validation-00000.parquet` or `dev` belongs to, None where it tells nothing."""
-    return next((split for split, starts in SPLITS.items() if name.lower().startswith(starts)), None)
+    """The split that a name like `cc3m-validation-00000.tar`, `val2017` or `dev` belongs to, None where it tells
+    nothing: that of its first word that means one. Whole words: testimonials are no test."""
+    words = re.split("[^a-z]+", name.lower())
+    return next((split for word in words for split, known in SPLITS.items() if word in known), None)
 
 
 def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files sorted into splits by how their names begin; names that tell nothing are training data."""
+    """Files sorted into splits by the words of their names; names that tell nothing are training data."""
     found: dict[str, list[Path]] = {}
     for file in sorted(files):
         found.setdefault(split_of(file.name) or "train", []).append(file)

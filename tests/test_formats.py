@@ -28,6 +28,7 @@ from bitgen.config import DataConfig
 from bitgen.data import open_data
 from bitgen.dataset import held_out
 from bitgen.images import BadImage, to_uint8
+from bitgen.listing import split_of
 from bitgen.shards import read_parquet, read_webdataset
 
 LAYOUTS = {"coco": coco, "csv": csv_file, "webdataset": tar, "parquet": parquet,
@@ -77,6 +78,23 @@ def test_splits_by_file_name(tmp_path):
     assert counts == {"train": 8, "val": 4, "test": 4}
     for split in counts:  # one file by name is that file, whatever the split
         assert open_data(config(tmp_path / "test.parquet", tmp_path), split, SIZE).image_ids[0] == "12.png"
+
+
+@pytest.mark.parametrize("name, split", [
+    ("cc3m-validation-0000.tar", "val"), ("flickr30k_test.parquet", "test"), ("train2017.json", "train"),
+    ("val2014.json", "val"), ("Dev", "val"), ("testing", "test"), ("train-test.csv", "train"), ("restval", "train"),
+    ("test-00000-of-00001.parquet", "test"), ("devices.parquet", None), ("valley.csv", None),
+    ("testimonials.csv", None), ("captions.txt", None), ("my photos.csv", None),
+])
+def test_a_split_is_a_whole_word_of_a_name(name, split):
+    assert split_of(name) == split
+
+
+def test_shards_whose_names_begin_with_the_data_sets(tmp_path):
+    for name in ("cc3m-train-0000.tar", "cc3m-validation-0000.tar"):
+        tar(tmp_path, count=3, name=name)
+    splits = [open_data(config(tmp_path, tmp_path), split, SIZE).image_ids for split in ("train", "val")]
+    assert [ids[0].partition("/")[0] for ids in splits] == ["cc3m-train-0000", "cc3m-validation-0000"]
 
 
 def test_coco_keeps_its_own_splits(tmp_path):
