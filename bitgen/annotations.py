@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bitgen.images import SUFFIXES
 from bitgen.listing import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -27,6 +28,7 @@ from bitgen.listing import (
     grouped,
 )
 
+QUOTES = 'a quoted caption ends with its quote, and a quote in it stands twice: "a ""stop"" sign"'
 KARPATHY_SPLITS = {**{split: split for split in SPLITS}, "restval": "train"}
 
 
@@ -105,7 +107,8 @@ def csv_splits(root: Path, image_root: str | None) -> Splits:
 
 def read_csv(path: Path, image_root: str | None = None) -> Listing:
     """CSV with a header: a column image, filename or file_name, and a column caption or captions (one caption, or a
-    JSON list of them). Rows of the same image are one image."""
+    JSON list of them). Rows of the same image are one image. Raises `ValueError` naming the row for what is not so,
+    and for a quote that is not closed: it would make one caption of the rows that follow."""
     folder = _image_folder(image_root, [path.parent / "images", path.parent / "Images", path.parent])
     rows = []
     for i, row in enumerate(_csv_rows(path)):
@@ -114,9 +117,22 @@ def read_csv(path: Path, image_root: str | None = None) -> Listing:
             image, caption = column(row, IMAGE_COLUMNS, str(path)), column(row, CAPTION_COLUMNS, str(path))
         if None in row or None in row.values():
             raise ValueError(f"{where}: expected as many fields as the header has; quote a caption that holds commas")
+        if (swallowed := _swallowed(row, image, caption)) is not None:
+            raise ValueError(f"{where}: expected one row, got another one in its caption: {swallowed[:80]!r}; {QUOTES}")
         texts = _listed(row[caption], f"{where}.{caption}")
         rows.append((row[image], texts, _inside(folder, row[image], f"{where}.{image}")))
     return _listing(rows)
+
+
+def _swallowed(row: dict[str, str], image: str, caption: str) -> str | None:
+    """A further line of a caption that is a row of its own, as it names an image: the quote before it is not closed."""
+    names = list(row)
+    place = names.index(image) - (len(names) if names.index(image) > names.index(caption) else 0)
+    for line in row[caption].splitlines()[1:]:
+        fields = line.split(",")  # a caption may hold commas: columns behind it are counted from the end
+        if len(fields) >= len(names) and fields[place].strip('" ').lower().endswith(SUFFIXES):
+            return line
+    return None
 
 
 def _listed(text: str, where: str) -> list[str]:
@@ -130,11 +146,17 @@ def _listed(text: str, where: str) -> list[str]:
 
 
 def _csv_rows(path: Path) -> Iterator[dict]:
+    line = 1
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file)
-    except (csv.Error, UnicodeDecodeError) as error:
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                line = reader.line_num + 1
+                yield row
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not readable as CSV in UTF-8: {error}") from None
+    except csv.Error as error:
+        raise ValueError(f"{path}: not readable as CSV from line {line} on: {error}; {QUOTES}") from None
 
 
 def _load_json(path: Path) -> dict:

@@ -227,6 +227,14 @@ def test_a_caption_in_brackets_is_a_list_only_where_it_is_one(tmp_path, said, ca
     assert read_csv(tmp_path / "train.csv").captions == [captions]
 
 
+def test_a_quoted_caption_may_have_lines_commas_and_quotes(tmp_path):
+    write_images(tmp_path, 1)
+    said = 'a "stop" sign,\nleft of it a dog, and\r\nphoto.png below'
+    with open(tmp_path / "train.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), ("0.png", said)])
+    assert read_csv(tmp_path / "train.csv").captions == [[said]]
+
+
 def test_validation_images_stay_when_others_come():
     names = [f"{i}.png" for i in range(1000)]
     held = held_out(names, 0.05)
@@ -328,6 +336,10 @@ def test_bad_karpathy_records_are_named(tmp_path, record, match):
     ("image,caption\n0.png\n", "row 0"), ("image,caption\n../x.png,a\n", "row 0"), 
     (b"image,caption\n\xff,a\n", "UTF-8"),
     ("image,caption\n", "no images"),
+    ('image,caption\n0.png,a dog\n1.png,"stop sign\n2.png,a cat\n', "from line 3 on: unexpected end.*stands twice"),
+    ('image,caption\n0.png,a dog\n1.png,"stop" says a sign\n', "from line 3 on.*stands twice"),
+    ('image,caption\n0.png,"stop sign\n1.png,a cat"\n', "row 0: .*'1.png,a cat"),
+    ('caption,image\n"stop sign,0.png\na cat, a cup,1.png\nthe end",2.png\n', "row 0: .*'a cat, a cup,1.png'"),
 ])
 def test_bad_csv_is_named(tmp_path, content, match):
     (tmp_path / "data.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
