@@ -6,6 +6,7 @@ key; and no image outside the image folder is ever opened, by `..`, an absolute 
 
 from __future__ import annotations
 
+import ast
 import csv
 import functools
 import json
@@ -29,6 +30,7 @@ from bitgen.listing import (
 )
 
 QUOTES = 'a quoted caption ends with its quote, and a quote in it stands twice: "a ""stop"" sign"'
+PYTHON_LIST = 20_000  # characters: the longest list of captions that is read as Python writes it
 KARPATHY_SPLITS = {**{split: split for split in SPLITS}, "restval": "train"}
 
 
@@ -107,8 +109,11 @@ def csv_splits(root: Path, image_root: str | None) -> Splits:
 
 def read_csv(path: Path, image_root: str | None = None) -> Listing:
     """CSV with a header: a column image, filename or file_name, and a column caption or captions (one caption, or a
-    JSON list of them). Rows of the same image are one image. Raises `ValueError` naming the row for what is not so,
-    and for a quote that is not closed: it would make one caption of the rows that follow."""
+    list of them in JSON or as Python writes it). Rows of the same image are one image.
+
+    Raises `ValueError` naming the row for what is not so, and for a quote that is not closed: it would make one caption
+    of the rows that follow.
+    """
     folder = _image_folder(image_root, [path.parent / "images", path.parent / "Images", path.parent])
     rows = []
     for i, row in enumerate(_csv_rows(path)):
@@ -136,13 +141,26 @@ def _swallowed(row: dict[str, str], image: str, caption: str) -> str | None:
 
 
 def _listed(text: str, where: str) -> list[str]:
-    """The captions of a JSON list, or the text itself: a caption may begin with a bracket, and even be valid JSON."""
-    try:
-        content = json.loads(text) if text.startswith("[") else None
-    except (ValueError, RecursionError):
+    """The captions of a list, or the text itself: a caption may begin with a bracket, and even be valid JSON."""
+    if not text.startswith("["):
         return [text]
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return _python_list(text) or [text]
     captions = isinstance(content, list) and all(isinstance(each, (str, dict)) for each in content)
     return as_captions(content, where) if captions else [text]
+
+
+def _python_list(text: str) -> list[str] | None:
+    """The strings of a list as Python, and so `DataFrame.to_csv`, writes it; None for whatever is written otherwise:
+    between ['a' 'b'] of an array Python itself would see no border."""
+    try:
+        content = ast.literal_eval(text) if len(text) <= PYTHON_LIST else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    strings = isinstance(content, list) and all(isinstance(each, str) for each in content)
+    return content if strings and repr(content) == text.rstrip() else None
 
 
 def _csv_rows(path: Path) -> Iterator[dict]:

@@ -218,6 +218,8 @@ def test_a_row_of_parquet_without_an_image_is_one_unreadable_image(tmp_path):
 
 @pytest.mark.parametrize("said, captions", [
     ('["a dog", "a cat"]', ["a dog", "a cat"]), ('[{"raw": "a dog"}]', ["a dog"]), ("[3]", ["[3]"]),
+    ("['a dog', \"a dog's cup\"]", ["a dog", "a dog's cup"]), ("['a' 'b']", ["['a' 'b']"]), ("['a', 3]", ["['a', 3]"]),
+    ("['a'] + ['b']", ["['a'] + ['b']"]), ("[]", []),
     ("[a dog]", ["[a dog]"]), ("[" * 100_000, ["[" * 100_000]), ('["a", null]', ['["a", null]']),
 ])
 def test_a_caption_in_brackets_is_a_list_only_where_it_is_one(tmp_path, said, captions):
