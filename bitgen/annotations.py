@@ -19,6 +19,7 @@ from bitgen.images import SUFFIXES
 from bitgen.listing import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
+    SPLIT_COLUMN,
     SPLITS,
     Listing,
     Splits,
@@ -27,6 +28,7 @@ from bitgen.listing import (
     column,
     digest,
     grouped,
+    split_named,
 )
 
 QUOTES = 'a quoted caption ends with its quote, and a quote in it stands twice: "a ""stop"" sign"'
@@ -42,7 +44,7 @@ def karpathy_splits(root: Path, image_root: str | None) -> Splits:
         path = _only(sorted(root.glob("dataset*.json")) or sorted(root.glob("*.json")), "JSON file")
     content = _load_json(path)
     folder = _image_folder(image_root, [path.parent / "images", path.parent])
-    rows: dict[str, list] = {}
+    rows = []
     for i, record in enumerate(_records(content, "images", path)):
         where = f"{path}: images[{i}]"
         name = _value(record, "filename", str, where)
@@ -52,8 +54,8 @@ def karpathy_splits(root: Path, image_root: str | None) -> Splits:
         if split is None:
             raise ValueError(f"{where}.split: expected {', '.join(KARPATHY_SPLITS)}, got {record['split']!r}")
         captions = as_captions(_value(record, "sentences", list, where), f"{where}.sentences")
-        rows.setdefault(split, []).append((name, captions, _inside(folder, name, where)))
-    return {split: functools.partial(_listing, some) for split, some in rows.items()}
+        rows.append((split, (name, captions, _inside(folder, name, where))))
+    return _by_row(rows)
 
 
 def coco_splits(root: Path, image_root: str | None) -> Splits:
@@ -101,8 +103,11 @@ def read_coco(path: Path, image_root: str | None = None) -> Listing:
 
 
 def csv_splits(root: Path, image_root: str | None) -> Splits:
-    """`<split>*.csv` (or .txt, as Flickr8k's captions.txt) in a folder; one file of another name is training data."""
+    """`<split>*.csv` (or .txt, as Flickr8k's captions.txt) in a folder; one file is what its column `split` says row by
+    row, or else its name, or else training data."""
     files = [root] if root.is_file() else sorted(root.glob("*.csv")) or sorted(root.glob("*.txt"))
+    if len(files) == 1 and SPLIT_COLUMN in next(_csv_rows(files[0]), {}):
+        return _by_row(_csv_images(files[0], image_root))
     return {split: functools.partial(read_csv, _only(some, f"{split} file"), image_root)
             for split, some in by_split(files).items()}
 
@@ -111,22 +116,26 @@ def read_csv(path: Path, image_root: str | None = None) -> Listing:
     """CSV with a header: a column image, filename or file_name, and a column caption or captions (one caption, or a
     list of them in JSON or as Python writes it). Rows of the same image are one image.
 
-    Raises `ValueError` naming the row for what is not so, and for a quote that is not closed: it would make one caption
-    of the rows that follow.
+    Raises `ValueError` naming the row for what is not so, for a column `split` that names none, and for a quote that
+    is not closed: it would make one caption of the rows that follow.
     """
+    return _listing(row for _, row in _csv_images(path, image_root))
+
+
+def _csv_images(path: Path, image_root: str | None) -> Iterator[tuple[str, tuple[str, list[str], str]]]:
+    """Split (train where there is no column of it) and image id, captions, file of each row."""
     folder = _image_folder(image_root, [path.parent / "images", path.parent / "Images", path.parent])
-    rows = []
     for i, row in enumerate(_csv_rows(path)):
         where = f"{path}: row {i}"
-        if not rows:
+        if i == 0:
             image, caption = column(row, IMAGE_COLUMNS, str(path)), column(row, CAPTION_COLUMNS, str(path))
         if None in row or None in row.values():
             raise ValueError(f"{where}: expected as many fields as the header has; quote a caption that holds commas")
         if (swallowed := _swallowed(row, image, caption)) is not None:
             raise ValueError(f"{where}: expected one row, got another one in its caption: {swallowed[:80]!r}; {QUOTES}")
+        split = split_named(row[SPLIT_COLUMN], where) if SPLIT_COLUMN in row else "train"
         texts = _listed(row[caption], f"{where}.{caption}")
-        rows.append((row[image], texts, _inside(folder, row[image], f"{where}.{image}")))
-    return _listing(rows)
+        yield split, (row[image], texts, _inside(folder, row[image], f"{where}.{image}"))
 
 
 def _swallowed(row: dict[str, str], image: str, caption: str) -> str | None:
@@ -243,6 +252,14 @@ def _inside(folder: Path, name: str, where: str) -> str:
 @functools.lru_cache(maxsize=4096)
 def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
+
+
+def _by_row(rows: Iterable[tuple[str, tuple[str, list[str], str]]]) -> Splits:
+    """The splits of rows that come with the name of theirs."""
+    found: dict[str, list] = {}
+    for split, row in rows:
+        found.setdefault(split, []).append(row)
+    return {split: functools.partial(_listing, some) for split, some in found.items()}
 
 
 def _listing(rows: Iterable[tuple[str, list[str], str]]) -> Listing:

@@ -134,7 +134,7 @@ def _scenes(config: DataConfig, split: str, image_size: int, seed: int) -> Datas
 
 def _split(splits: Splits, config: DataConfig, split: str) -> Listing:
     """The listing of one split, carved out of the training images where the data has no validation split."""
-    source = splits.get(split) or splits.get("any")
+    source = splits.get(split)
     if source is None and split == "val":
         source = splits.get("train")
     if source is None:
@@ -142,7 +142,7 @@ def _split(splits: Splits, config: DataConfig, split: str) -> Listing:
     listing = _with_captions(source(), distinct=split == "train")
     if not listing.image_ids:
         raise ValueError(f"{config.root}: no images with captions in split {split!r}")
-    return listing if {"any", "val"} & set(splits) or split == "test" else _share(listing, config, split)
+    return listing if "val" in splits or split == "test" else _share(listing, config, split)
 
 
 def _share(listing: Listing, config: DataConfig, split: str) -> Listing:

@@ -20,6 +20,7 @@ SPLITS = {
 """Our splits, and the words in the names of files and of other people's splits that mean them."""
 IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "png")
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
+SPLIT_COLUMN = "split"
 
 Read = Callable[[int], "bytes | str | Path | Image.Image"]
 
@@ -44,7 +45,7 @@ class Listing:
 
 
 Splits = dict[str, Callable[[], Listing]]
-"""From the name of a split to what reads it; `any` is a single file that stands for whatever split is asked for."""
+"""From the name of a split to what reads it."""
 
 
 def _nth(read: Read, indices: Sequence[int], i: int) -> bytes | str | Path | Image.Image:
@@ -65,6 +66,15 @@ def split_of(name: str) -> str | None:
     nothing: that of its first word that means one. Whole words: testimonials are no test."""
     words = re.split("[^a-z]+", name.lower())
     return next((split for word in words for split, known in SPLITS.items() if word in known), None)
+
+
+def split_named(value: Any, where: str) -> str:
+    """The split that a row's column `split` names. Raises `ValueError` where it names none: that row would be trained
+    on, or left out, unseen."""
+    split = split_of(value) if isinstance(value, str) else None
+    if split is None:
+        raise ValueError(f"{where}.{SPLIT_COLUMN}: expected train, restval, val or test, got {value!r}")
+    return split
 
 
 def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:

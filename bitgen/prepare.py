@@ -147,9 +147,7 @@ def prepare(config: DataConfig, image_size: int) -> dict[str, dict[str, int]]:
     cache folder has no room.
     """
     names = list(sources(config, image_size))
-    if "any" in names:
-        names = ["train"]
-    elif "train" in names and "val" not in names:
+    if "train" in names and "val" not in names:
         names.append("val")
     opened = {split: open_data(config, split, image_size, always=True) for split in names}
     return {split: {"images": len(dataset), "unreadable": len(dataset.bad)} for split, dataset in opened.items()}

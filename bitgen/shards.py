@@ -7,6 +7,8 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,15 +16,17 @@ from bitgen.images import MAX_BYTES, BadImage
 from bitgen.listing import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
+    SPLIT_COLUMN,
     Listing,
     Names,
     Splits,
     as_captions,
     by_split,
     column,
+    digest,
     files_digest,
     grouped,
-    split_of,
+    split_named,
 )
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
@@ -30,53 +34,71 @@ MAX_TEXT_BYTES = 1_000_000
 
 
 def parquet_splits(root: Path, image_root: str | None = None) -> Splits:
-    """`<split>*.parquet` in a folder (or its `data/`). One file given by name is training data, of which validation
-    gets its share; if its name says that it is held out, it stands for whatever split is asked for."""
-    if root.is_file():
-        held_out = split_of(root.name) in ("val", "test")
-        return {"any" if held_out else "train": lambda: read_parquet([root])}
-    files = list(root.glob("*.parquet")) or list((root / "data").glob("*.parquet"))
-    return {split: lambda group=group: read_parquet(group) for split, group in by_split(files).items()}
+    """`<split>*.parquet` in a folder (or its `data/`), or one file; names that tell no split are training data. Files
+    of one split are what their column `split` says row by row, where they have it."""
+    files = [root] if root.is_file() else list(root.glob("*.parquet")) or list((root / "data").glob("*.parquet"))
+    named = by_split(files)
+    if len(named) == 1 and (held := set().union(*map(_row_splits, files))):
+        return {split: partial(read_parquet, sorted(files), split) for split in held}
+    return {split: partial(read_parquet, group) for split, group in named.items()}
 
 
-def read_parquet(files: Sequence[Path]) -> Listing:
+def read_parquet(files: Sequence[Path], split: str | None = None) -> Listing:
     """Parquet with `image` (bytes, or {bytes, path}) and `captions`. Image bytes stay on disk until they are read.
 
     Rows of the same `path` are one image where their bytes are the same: those that share a path are read to see it.
-    Raises `ValueError` naming the file for no parquet or a missing column.
+    `split`: only rows whose column `split` names it. Raises `ValueError` naming the file for no parquet or a missing
+    column, and the row for a `split` that is none.
     """
     groups: list[tuple[Path, int, str]] = []
-    rows = [row for file in files for row in _parquet_rows(file, groups)]
+    rows = [row for file in files for row in _parquet_rows(file, groups, split)]
     image_ids, captions, places = grouped(_told_apart(rows, groups))
-    return Listing(image_ids, captions, _RowGroups(groups, places), files_digest(files))
+    return Listing(image_ids, captions, _RowGroups(groups, places), digest(files_digest(files), split))
 
 
-def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]]) -> Iterator[tuple[str, list[str], tuple[int, int]]]:
-    """Image id, captions and place (row group, row in it) of each row; the file's row groups are added to `groups`."""
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A parquet file to read from. Raises `ValueError` naming it where that fails, then or later."""
     try:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
         raise ValueError(f"{file}: parquet needs the package pyarrow: pip install 'bitgen[data]'") from None
     try:
-        opened = parquet.ParquetFile(file)
+        with parquet.ParquetFile(file) as opened:
+            yield opened
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: not a readable parquet file: {error}") from None
+
+
+def _row_splits(file: Path) -> set[str]:
+    """The splits that a file's column `split` names; none without such a column."""
+    with _opened(file) as opened:
+        if SPLIT_COLUMN not in opened.schema_arrow.names:
+            return set()
+        values = opened.read(columns=[SPLIT_COLUMN]).column(SPLIT_COLUMN).to_pylist()
+    return {split_named(value, f"{file}: row {row}") for row, value in enumerate(values)}
+
+
+def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]],
+                  split: str | None) -> Iterator[tuple[str, list[str], tuple[int, int]]]:
+    """Image id, captions and place (row group, row in it) of each row (of a split); the file's row groups are added to
+    `groups`."""
+    with _opened(file) as opened:
         names = opened.schema_arrow.names
         image, caption = column(names, IMAGE_COLUMNS, str(file)), column(names, CAPTION_COLUMNS, str(file))
         with_path = f"{image}.path" in [field.name for field in opened.schema_arrow.field(image).flatten()]
+        wanted = [caption, *([f"{image}.path"] if with_path else []), *([SPLIT_COLUMN] if split else [])]
         for number in range(opened.num_row_groups):
-            table = opened.read_row_group(number, columns=[caption, *([f"{image}.path"] if with_path else [])])
-            texts = table.column(caption).to_pylist()
-            paths = [None] * len(texts)
-            if with_path:
-                paths = [(row or {}).get("path") for row in table.column(image).to_pylist()]
-            for row, (path, text) in enumerate(zip(paths, texts, strict=True)):
+            for row, values in enumerate(opened.read_row_group(number, columns=wanted).to_pylist()):
                 where = f"row group {number}, row {row}"
-                captions = as_captions(text, f"{file}: {where}: {caption}")
+                if split and split_named(values.get(SPLIT_COLUMN), f"{file}: {where}") != split:
+                    continue
+                path = (values[image] or {}).get("path") if with_path else None
+                captions = as_captions(values[caption], f"{file}: {where}: {caption}")
                 # Not the whole path: the same images are held out however the folder is spelled.
                 yield path or f"{file.name}: {where}", captions, (len(groups), row)
             groups.append((file, number, image))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable parquet file: {error}") from None
 
 
 def _told_apart(rows: list[tuple[str, list[str], tuple[int, int]]],

@@ -76,8 +76,44 @@ def test_splits_by_file_name(tmp_path):
     parquet(tmp_path, names=("train-0.parquet", "train-1.parquet", "validation-0.parquet", "test.parquet"), count=4)
     counts = {split: len(open_data(config(tmp_path, tmp_path), split, SIZE)) for split in ("train", "val", "test")}
     assert counts == {"train": 8, "val": 4, "test": 4}
-    for split in counts:  # one file by name is that file, whatever the split
-        assert open_data(config(tmp_path / "test.parquet", tmp_path), split, SIZE).image_ids[0] == "12.png"
+    for name, split in (("validation-0.parquet", "val"), ("test.parquet", "test")):  # one file is what its name says
+        assert len(open_data(config(tmp_path / name, tmp_path), split, SIZE)) == 4
+        with pytest.raises(ValueError, match=f"no split 'train'; it has {split}"):
+            open_data(config(tmp_path / name, tmp_path), "train", SIZE)
+
+
+ROW_SPLITS = ["train", "restval", "Validation", "test", "val", "test"]
+
+
+def csv_with_splits(root, splits):
+    write_images(root / "images", len(splits))
+    with open(root / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption", "split"),
+                                    *((f"{i}.png", f"photo {i}", split) for i, split in enumerate(splits))])
+
+
+def parquet_with_splits(root, splits):
+    half = len(splits) // 2
+    for name, rows in (("photos-0.parquet", range(half)), ("photos-1.parquet", range(half, len(splits)))):
+        parquet_rows(root / name, [(i, f"{i}.png", f"photo {i}") for i in rows], split=[splits[i] for i in rows])
+
+
+@pytest.mark.parametrize("write", [csv_with_splits, parquet_with_splits])
+def test_a_column_says_which_split_a_row_is_of(tmp_path, write):
+    write(tmp_path, ROW_SPLITS)
+    of = {split: open_data(config(tmp_path, tmp_path), split, SIZE) for split in ("train", "val", "test")}
+    assert {split: set(data.image_ids) for split, data in of.items()} == {
+        "train": {"0.png", "1.png"}, "val": {"2.png", "4.png"}, "test": {"3.png", "5.png"}}
+    assert tuple(of["test"].pixels(1, SIZE)[:, 0, 0].tolist()) == colour(5)  # prepared apart from the other splits
+    assert of["test"][1].image.getpixel((0, 0)) == colour(5) and of["test"].captions == [["photo 3"], ["photo 5"]]
+
+
+@pytest.mark.parametrize("write", [csv_with_splits, parquet_with_splits])
+@pytest.mark.parametrize("wrong", ["later", ""])
+def test_a_row_of_no_split_is_named(tmp_path, write, wrong):
+    write(tmp_path, ["train", "test", wrong, "train"])
+    with pytest.raises(ValueError, match=f"row [02].split: expected train, restval, val or test, got '{wrong}'"):
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
 
 
 @pytest.mark.parametrize("name, split", [
