@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -90,15 +91,26 @@ def files_digest(files: Iterable[Path]) -> str:
     return digest(*((file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
-def as_captions(value: Any, where: str) -> list[str]:
-    """Captions as data sets write them (a string, strings, or {raw: string} each) as a list of strings."""
+def as_captions(value: Any, where: str, nulls: bool = False) -> list[str]:
+    """Captions as data sets write them (a string, strings, or {raw: string} each) as a list of strings.
+
+    `nulls`: those that are missing, None or as pandas writes it NaN, are left out. Raises `ValueError` for anything
+    else.
+    """
     if isinstance(value, str):
         return [value]
+    if nulls and _missing(value):
+        return []
     if isinstance(value, (list, tuple)):
-        texts = [v.get("raw", v.get("caption")) if isinstance(v, dict) else v for v in value]
+        said = [v for v in value if not (nulls and _missing(v))]
+        texts = [v.get("raw", v.get("caption")) if isinstance(v, dict) else v for v in said]
         if all(isinstance(text, str) for text in texts):
             return texts
     raise ValueError(f"{where}: expected a caption or a list of captions, got {str(value)[:80]!r}")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def column(names: Iterable[str], wanted: Sequence[str], where: str) -> str:

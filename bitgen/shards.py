@@ -95,7 +95,7 @@ def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]],
                 if split and split_named(values.get(SPLIT_COLUMN), f"{file}: {where}") != split:
                     continue
                 path = (values[image] or {}).get("path") if with_path else None
-                captions = as_captions(values[caption], f"{file}: {where}: {caption}")
+                captions = as_captions(values[caption], f"{file}: {where}: {caption}", nulls=True)
                 # Not the whole path: the same images are held out however the folder is spelled.
                 yield path or f"{file.name}: {where}", captions, (len(groups), row)
             groups.append((file, number, image))
@@ -194,7 +194,7 @@ def _member_captions(data: bytes, kind: str, where: str) -> list[str]:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: expected an object, got {str(content)[:80]!r}")
     said = [content[name] for name in CAPTION_COLUMNS if content.get(name) is not None]  # the rest is about the image
-    return as_captions(said[0], where) if said else []
+    return as_captions(said[0], where, nulls=True) if said else []
 
 
 class _Spans:

@@ -71,7 +71,8 @@ def _rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]
     image, caption = column(columns, IMAGE_COLUMNS, where), column(columns, CAPTION_COLUMNS, where)
     for i, row in enumerate(stream.cast_column(image, datasets.Image(decode=False))):
         value = row[image] or {}
-        yield value.get("path") or f"{name}:{i}", as_captions(row[caption], f"{where}: row {i}"), value.get("bytes")
+        captions = as_captions(row[caption], f"{where}: row {i}", nulls=True)
+        yield value.get("path") or f"{name}:{i}", captions, value.get("bytes")
 
 
 def _grouping(rows: Iterator, image_ids: list[str], captions: list[list[str]]) -> Iterator[bytes]:

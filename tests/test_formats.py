@@ -28,7 +28,7 @@ from bitgen.config import DataConfig
 from bitgen.data import open_data
 from bitgen.dataset import held_out
 from bitgen.images import BadImage, to_uint8
-from bitgen.listing import split_of
+from bitgen.listing import as_captions, split_of
 from bitgen.shards import read_parquet, read_webdataset
 
 LAYOUTS = {"coco": coco, "csv": csv_file, "webdataset": tar, "parquet": parquet,
@@ -202,6 +202,27 @@ def test_parquet_rows_of_one_path_are_one_image_only_where_their_bytes_are(tmp_p
     assert listing.captions == [["a cat", "a pet"], ["a dog", "a puppy"], ["a cup"]]
     assert [listing.read(i) for i in range(3)] == [jpeg(1), jpeg(2), jpeg(3)]
     assert listing.image_ids[0] == "image.png" and listing.image_ids[1].startswith("image.png#")
+
+
+@pytest.mark.parametrize("captions, kept", [
+    (["a dog", None, "a cat"], [["a dog"], [], ["a cat"]]),
+    ([["a dog", None], [None], None], [["a dog"], [], []]),
+    ([float("nan"), None, float("nan")], [[], [], []]),
+])
+def test_captions_that_are_missing_in_parquet_are_left_out(tmp_path, captions, kept):
+    parquet_rows(tmp_path / "train.parquet", [(i, f"{i}.png", text) for i, text in enumerate(captions)])
+    assert read_parquet([tmp_path / "train.parquet"]).captions == kept
+
+
+@pytest.mark.parametrize("value", [3, [3], {"raw": "a dog"}, [{"text": "a dog"}], 0.5])
+def test_what_is_no_caption_is_refused_and_so_are_missing_ones_where_none_may_be(value):
+    for nulls in (True, False):
+        with pytest.raises(ValueError, match="here: expected a caption"):
+            as_captions(value, "here", nulls)
+    for missing in (None, [None], float("nan")):
+        with pytest.raises(ValueError, match="here: expected a caption"):
+            as_captions(missing, "here")
+        assert as_captions(missing, "here", nulls=True) == []
 
 
 def test_limit_takes_the_first_training_images(tmp_path):

@@ -89,6 +89,13 @@ def test_rows_of_one_path_are_one_image_only_where_their_bytes_are(tmp_path, mon
     assert [listing.read(i).getpixel((0, 0)) for i in range(3)] == [colour(1), colour(2), colour(3)]
 
 
+def test_captions_that_are_missing_are_left_out(tmp_path, monkeypatch):
+    hub(monkeypatch, [(picture(1, "1.png"), "a cat"), (picture(2, "2.png"), None), (picture(3, "3.png"), float("nan")),
+                      (picture(4, "4.png"), "a dog")])
+    dataset = open_data(config("hub://someone/photos", tmp_path, val_fraction=0.5), "train", SIZE)
+    assert dataset.captions in ([["a cat"]], [["a dog"]])
+
+
 def test_without_the_datasets_package_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install"):
