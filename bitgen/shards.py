@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import threading
 from collections import Counter
@@ -68,7 +69,8 @@ def _opened(file: Path) -> Iterator[Any]:
         with parquet.ParquetFile(file) as opened:
             yield opened
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable parquet file: {error}") from None
+        reason = re.sub(r"[^ -~]+", " ", str(error))[:200].strip()  # it quotes bytes of the file
+        raise ValueError(f"{file}: not a readable parquet file: {reason}") from None
 
 
 def _row_splits(file: Path) -> set[str]:
@@ -118,6 +120,15 @@ def _content(read: _RowGroups, i: int) -> bytes:
         return b""
 
 
+def _image_column(file: Path, number: int, name: str) -> Any:
+    """The images of a row group. Raises `BadImage` where it cannot be read: the other groups may well be."""
+    try:
+        with _opened(file) as opened:
+            return opened.read_row_group(number, columns=[name]).column(name)
+    except ValueError as error:
+        raise BadImage(f"{error} (row group {number})") from None
+
+
 class _RowGroups:
     """Image bytes of row i, read a row group at a time; the last group is kept, as reading mostly goes in order."""
 
@@ -131,9 +142,7 @@ class _RowGroups:
         file, number, name = self._groups[group]
         with self._lock:
             if self._kept[0] != group:
-                import pyarrow.parquet as parquet
-                table = parquet.ParquetFile(file).read_row_group(number, columns=[name])
-                self._kept = group, table.column(name)
+                self._kept = group, _image_column(file, number, name)
             value = self._kept[1][row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
@@ -207,7 +216,10 @@ class _Spans:
         path, offset, size = self._places[i]
         if not size:
             raise BadImage(f"{path}: sample {i} has no image ({', '.join(IMAGE_MEMBERS)})")
-        return _read_span(path, offset, min(size, MAX_BYTES + 1))
+        try:
+            return _read_span(path, offset, min(size, MAX_BYTES + 1))
+        except OSError as error:
+            raise BadImage(f"{path}: sample {i}: {error.strerror}") from None
 
 
 def _read_span(path: Path, offset: int, size: int) -> bytes:

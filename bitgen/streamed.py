@@ -6,7 +6,8 @@ What is in the cache is never asked for again: it works offline from then on, an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -39,7 +40,9 @@ def hub_splits(config: DataConfig, image_size: int) -> Splits:
     repo = config.root.removeprefix(HUB)
     known = cache_folder(config.cache) / f"{digest(HUB, repo)}.splits.json"
     if not known.is_file():
-        names = _datasets(repo).get_dataset_split_names(repo)
+        datasets = _datasets(repo)
+        with _streaming(repo):
+            names = datasets.get_dataset_split_names(repo)
         known.parent.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(names), encoding="utf-8")
     names = json.loads(known.read_text(encoding="utf-8"))
@@ -66,13 +69,31 @@ def _stream(repo: str, name: str, limit: int | None, config: DataConfig, image_s
 def _rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]:
     """Path, captions and bytes of each row, streamed in order; nothing is decoded."""
     datasets, where = _datasets(repo), f"{HUB}{repo}"
-    stream = datasets.load_dataset(repo, split=name, streaming=True)
-    columns = stream.column_names or list(next(iter(stream)))
+    with _streaming(repo):
+        stream = datasets.load_dataset(repo, split=name, streaming=True)
+        columns = stream.column_names or list(next(iter(stream), {}))
     image, caption = column(columns, IMAGE_COLUMNS, where), column(columns, CAPTION_COLUMNS, where)
-    for i, row in enumerate(stream.cast_column(image, datasets.Image(decode=False))):
+    for i, row in enumerate(_told(stream.cast_column(image, datasets.Image(decode=False)), repo)):
         value = row[image] or {}
         captions = as_captions(row[caption], f"{where}: row {i}", nulls=True)
         yield value.get("path") or f"{name}:{i}", captions, value.get("bytes")
+
+
+def _told(stream: Iterable[dict], repo: str) -> Iterator[dict]:
+    """The rows of a stream, whose errors name the data set."""
+    with _streaming(repo):
+        yield from stream
+
+
+@contextmanager
+def _streaming(repo: str) -> Iterator[None]:
+    """Turns what `datasets` and its clients raise, dozens of unrelated types, into a `ValueError` that names the data
+    set."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{HUB}{repo}: could not be streamed: {type(error).__name__}: {error}; "
+                         "is its name right, and the Hub in reach?") from error
 
 
 def _grouping(rows: Iterator, image_ids: list[str], captions: list[list[str]]) -> Iterator[bytes]:

@@ -29,6 +29,7 @@ from bitgen.data import open_data
 from bitgen.dataset import held_out
 from bitgen.images import BadImage, to_uint8
 from bitgen.listing import as_captions, split_of
+from bitgen.prepare import check
 from bitgen.shards import read_parquet, read_webdataset
 
 LAYOUTS = {"coco": coco, "csv": csv_file, "webdataset": tar, "parquet": parquet,
@@ -424,6 +425,37 @@ def test_bad_parquet_is_named(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(ValueError, match="train.parquet: not a readable parquet file"):
         open_data(config(tmp_path, tmp_path), "train", SIZE)
+
+
+def damaged_parquet(root):
+    """Twelve images in row groups of five, of which the first cannot be read."""
+    parquet(root)
+    from pyarrow.parquet import ParquetFile
+    group = ParquetFile(root / "train.parquet").metadata.row_group(0)
+    at = {group.column(i).path_in_schema: group.column(i).data_page_offset for i in range(group.num_columns)}
+    content = bytearray((root / "train.parquet").read_bytes())
+    content[at["image.bytes"]:at["image.bytes"] + 40] = b"\xff" * 40
+    (root / "train.parquet").write_bytes(content)
+
+
+def test_a_damaged_page_of_parquet_is_the_images_in_it(tmp_path):
+    damaged_parquet(tmp_path)
+    with pytest.raises(ValueError, match=r"images are unreadable(.|\n)*train.parquet: .*\(row group 0\)"):
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+    listing = read_parquet([tmp_path / "train.parquet"])
+    assert listing.read(5) == jpeg(5)
+    with pytest.raises(BadImage, match=r"train.parquet: not a readable parquet file.*\(row group 0\)"):
+        listing.read(4)
+    report = check(config(tmp_path, tmp_path))
+    assert list(report["splits"]["train"]["unreadable"]) == [f"{i}.png" for i in range(5)]
+
+
+def test_a_shard_that_is_gone_is_unreadable_images(tmp_path):
+    tar(tmp_path)
+    listing = read_webdataset([tmp_path / "train-000.tar"])
+    (tmp_path / "train-000.tar").unlink()
+    with pytest.raises(BadImage, match="train-000.tar: sample 1: No such file"):
+        listing.read(1)
 
 
 def test_a_few_bad_images_are_recorded_and_too_many_stop(tmp_path):

@@ -96,6 +96,20 @@ def test_captions_that_are_missing_are_left_out(tmp_path, monkeypatch):
     assert dataset.captions in ([["a cat"]], [["a dog"]])
 
 
+def test_a_stream_that_breaks_off_names_the_data_set_and_not_the_cache(tmp_path, monkeypatch):
+    hub(monkeypatch, [(picture(1, "1.png"), "a cat"), ConnectionError("read timed out")])
+    with pytest.raises(ValueError, match="hub://someone/photos: could not be streamed: ConnectionError: read timed out"
+                       ) as caught:
+        open_data(config("hub://someone/photos", tmp_path), "train", SIZE)
+    assert "data.cache" not in str(caught.value) and not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_a_row_that_is_wrong_is_no_broken_stream(tmp_path, monkeypatch):
+    hub(monkeypatch, [(picture(1, "1.png"), 3)])
+    with pytest.raises(ValueError, match="^hub://someone/photos: row 0: expected a caption"):
+        open_data(config("hub://someone/photos", tmp_path), "train", SIZE)
+
+
 def test_without_the_datasets_package_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install"):
