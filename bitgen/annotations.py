@@ -10,11 +10,11 @@ import ast
 import csv
 import functools
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bitgen.folders import image_folder, inside
 from bitgen.images import SUFFIXES
 from bitgen.listing import (
     CAPTION_COLUMNS,
@@ -26,8 +26,8 @@ from bitgen.listing import (
     as_captions,
     by_split,
     column,
-    digest,
     grouped,
+    images_digest,
     split_named,
 )
 
@@ -43,23 +43,24 @@ def karpathy_splits(root: Path, image_root: str | None) -> Splits:
     if root.is_dir():
         path = _only(sorted(root.glob("dataset*.json")) or sorted(root.glob("*.json")), "JSON file")
     content = _load_json(path)
-    folder = _image_folder(image_root, [path.parent / "images", path.parent])
-    rows = []
+    folder, rows = None, []
     for i, record in enumerate(_records(content, "images", path)):
         where = f"{path}: images[{i}]"
         name = _value(record, "filename", str, where)
         if "filepath" in record:
             name = f"{_value(record, 'filepath', str, where)}/{name}"
+        folder = folder or image_folder(image_root, [path.parent / "images", path.parent], name)
         split = KARPATHY_SPLITS.get(_value({"split": "train", **record}, "split", str, where))
         if split is None:
             raise ValueError(f"{where}.split: expected {', '.join(KARPATHY_SPLITS)}, got {record['split']!r}")
         captions = as_captions(_value(record, "sentences", list, where), f"{where}.sentences")
-        rows.append((split, (name, captions, _inside(folder, name, where))))
+        rows.append((split, (name, captions, inside(folder, name, where))))
     return _by_row(rows)
 
 
 def coco_splits(root: Path, image_root: str | None) -> Splits:
-    """`captions_<split>*.json` in a folder or its `annotations/`, the images of each in a folder of its name."""
+    """`captions_<split>*.json` in a folder or its `annotations/`, the images of each in a folder of its name (of
+    `image_root`, or that itself)."""
     files = [root]
     if root.is_dir():
         files = [file for part in ("", "annotations") for file in (root / part).glob("captions_*.json")]
@@ -78,16 +79,18 @@ def read_coco(path: Path, image_root: str | None = None) -> Listing:
     content = _load_json(path)
     base = path.parent.parent if path.parent.name == "annotations" else path.parent
     name = path.stem.removeprefix("captions_")
-    folder = _image_folder(image_root, [base / name, base / "images" / name, base / "images", base])
+    usual = [base / name, base / "images" / name, base / "images", base]
     captions: dict[int, list[str]] = {}
-    places = []
+    folder, places = None, []
     for i, record in enumerate(_records(content, "images", path)):
         where = f"{path}: images[{i}]"
         number = _value(record, "id", int, where)
         if number in captions:
             raise ValueError(f"{where}.id: {number} has been given to an image before")
         captions[number] = []
-        places.append(_inside(folder, _value(record, "file_name", str, where), where))
+        file = _value(record, "file_name", str, where)
+        folder = folder or image_folder(image_root, usual, file, name)
+        places.append(inside(folder, file, where))
     seen = set()
     for i, record in enumerate(_records(content, "annotations", path)):
         where = f"{path}: annotations[{i}]"
@@ -124,18 +127,19 @@ def read_csv(path: Path, image_root: str | None = None) -> Listing:
 
 def _csv_images(path: Path, image_root: str | None) -> Iterator[tuple[str, tuple[str, list[str], str]]]:
     """Split (train where there is no column of it) and image id, captions, file of each row."""
-    folder = _image_folder(image_root, [path.parent / "images", path.parent / "Images", path.parent])
+    usual = [path.parent / "images", path.parent / "Images", path.parent]
     for i, row in enumerate(_csv_rows(path)):
         where = f"{path}: row {i}"
         if i == 0:
             image, caption = column(row, IMAGE_COLUMNS, str(path)), column(row, CAPTION_COLUMNS, str(path))
+            folder = image_folder(image_root, usual, row[image] or "")
         if None in row or None in row.values():
             raise ValueError(f"{where}: expected as many fields as the header has; quote a caption that holds commas")
         if (swallowed := _swallowed(row, image, caption)) is not None:
             raise ValueError(f"{where}: expected one row, got another one in its caption: {swallowed[:80]!r}; {QUOTES}")
         split = split_named(row[SPLIT_COLUMN], where) if SPLIT_COLUMN in row else "train"
         texts = _listed(row[caption], f"{where}.{caption}")
-        yield split, (row[image], texts, _inside(folder, row[image], f"{where}.{image}"))
+        yield split, (row[image], texts, inside(folder, row[image], f"{where}.{image}"))
 
 
 def _swallowed(row: dict[str, str], image: str, caption: str) -> str | None:
@@ -227,33 +231,6 @@ def _only(files: list[Path], what: str) -> Path:
     return files[0]
 
 
-def _image_folder(setting: str | None, usual: Iterable[Path]) -> Path:
-    """The folder of the images: the setting, or the first of the usual ones that exists."""
-    if setting is not None and not Path(setting).is_dir():
-        raise ValueError(f"data.image_root: no such folder: {setting}")
-    folder = Path(setting) if setting is not None else next(path for path in usual if path.is_dir())
-    return folder.resolve()
-
-
-def _inside(folder: Path, name: str, where: str) -> str:
-    """The path of an image by its name in a file, which must lie in `folder` when all links are followed.
-
-    Strings, not `Path`s: a large data set asks this a million times.
-    """
-    if not name.strip("/.") or name.startswith("/") or "\0" in name or "\\" in name or ".." in name.split("/"):
-        raise ValueError(f"{where}: expected the name of a file in {folder}, got {name[:80]!r}")
-    path = os.path.join(folder, name)
-    real = os.path.realpath(path) if os.path.islink(path) else _real_folder(os.path.dirname(path))
-    if not f"{real}/".startswith(f"{folder}/"):
-        raise ValueError(f"{where}: {name[:80]!r} is a link that leads out of {folder}")
-    return path
-
-
-@functools.lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
 def _by_row(rows: Iterable[tuple[str, tuple[str, list[str], str]]]) -> Splits:
     """The splits of rows that come with the name of theirs."""
     found: dict[str, list] = {}
@@ -265,6 +242,4 @@ def _by_row(rows: Iterable[tuple[str, tuple[str, list[str], str]]]) -> Splits:
 def _listing(rows: Iterable[tuple[str, list[str], str]]) -> Listing:
     """The listing of rows (image id, captions, file); missing files show when they are read."""
     image_ids, captions, paths = grouped(rows)
-    stats = (os.stat(path) if os.path.isfile(path) else None for path in paths)
-    fingerprint = digest(*((path, s and s.st_size, s and s.st_mtime_ns) for path, s in zip(paths, stats, strict=True)))
-    return Listing(image_ids, captions, paths.__getitem__, fingerprint)
+    return Listing(image_ids, captions, paths.__getitem__, images_digest(paths))

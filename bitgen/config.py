@@ -101,7 +101,7 @@ class DataConfig:
     format: Literal["auto", "scenes", "karpathy", "coco", "parquet", "webdataset", "hub", "csv"] = "auto"
     """How `root` is laid out; `auto` recognises it by its files."""
     image_root: str | None = None
-    """Folder of the image files where it is not beside the captions (karpathy, coco, csv)."""
+    """Folder of the image files where it is not beside the captions (karpathy, coco, csv, parquet)."""
     val_fraction: float = 0.05
     """Share of the training images held out for validation where the data has no split of its own (guide: 5 %)."""
     captions_per_image: int = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ SPLITS = {
     "test": {"test", "testing", "tests", "testset"},
 }
 """Our splits, and the words in the names of files and of other people's splits that mean them."""
-IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "png")
-CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
+IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "jpeg", "png", "webp")
+CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "txt")
 SPLIT_COLUMN = "split"
 
 Read = Callable[[int], "bytes | str | Path | Image.Image"]
@@ -89,6 +90,12 @@ def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
 def files_digest(files: Iterable[Path]) -> str:
     """Fingerprint of files by place, size and time of change: a copy elsewhere may keep all but its place."""
     return digest(*((file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+def images_digest(paths: Sequence[str]) -> str:
+    """Fingerprint of image files, of which some may be missing, by path, size and time of change."""
+    stats = (os.stat(path) if os.path.isfile(path) else None for path in paths)
+    return digest(*((path, s and s.st_size, s and s.st_mtime_ns) for path, s in zip(paths, stats, strict=True)))
 
 
 def as_captions(value: Any, where: str, nulls: bool = False) -> list[str]:

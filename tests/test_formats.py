@@ -30,7 +30,8 @@ from bitgen.dataset import held_out
 from bitgen.images import BadImage, to_uint8
 from bitgen.listing import as_captions, split_of
 from bitgen.prepare import check
-from bitgen.shards import read_parquet, read_webdataset
+from bitgen.shards import read_parquet
+from bitgen.webdataset import read_webdataset
 
 LAYOUTS = {"coco": coco, "csv": csv_file, "webdataset": tar, "parquet": parquet,
            "webdataset json": lambda root: tar(root, kind="json"),
@@ -158,6 +159,63 @@ def test_image_root_is_where_the_images_are(tmp_path):
     assert len(open_data(settings, "train", SIZE)) == 11
     with pytest.raises(ValueError, match="image_root"):
         open_data(config(tmp_path, tmp_path, image_root=str(tmp_path / "nowhere")), "train", SIZE)
+
+
+def test_images_are_looked_for_where_the_first_of_them_is(tmp_path):
+    csv_file(tmp_path)
+    rows = (tmp_path / "captions.csv").read_text().splitlines()
+    (tmp_path / "captions.csv").write_text("\n".join([rows[0], *(f"images/{row}" for row in rows[1:])]))
+    for settings in (config(tmp_path, tmp_path), config(tmp_path, tmp_path, image_root=str(tmp_path))):
+        dataset = open_data(settings, "train", SIZE)
+        assert len(dataset) == 11 and dataset[0].image.getpixel((0, 0)) == colour(0)
+
+
+def test_image_root_of_coco_may_hold_a_folder_for_each_split(tmp_path):
+    for split, count in (("train2017", 4), ("val2017", 3)):
+        coco(tmp_path, count=count, split=split)
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        (tmp_path / split).rename(tmp_path / "pictures" / split)
+    for split, name, count in (("train", "train2017", 4), ("val", "val2017", 3)):
+        for image_root in (tmp_path / "pictures", tmp_path / "pictures" / name):
+            dataset = open_data(config(tmp_path, tmp_path, image_root=str(image_root)), split, SIZE)
+            assert len(dataset) == count and dataset.listing.read(2) == str(tmp_path / "pictures" / name / "2.png")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("folder", [".", "images", "elsewhere"])
+def test_parquet_may_name_images_that_lie_beside_it(tmp_path, alone, folder):
+    write_images(tmp_path / folder, 4)
+    path_rows(tmp_path / "train.parquet", [f"{i}.png" for i in range(4)], alone)
+    image_root = str(tmp_path / folder) if folder == "elsewhere" else None
+    settings = config(tmp_path, tmp_path, val_fraction=0.25, image_root=image_root)
+    data = [open_data(settings, split, SIZE) for split in ("train", "val")]
+    assert {name: tuple(some.pixels(i, SIZE)[:, 0, 0].tolist()) for some in data
+            for i, name in enumerate(some.image_ids)} == {f"{i}.png": colour(i) for i in range(4)}
+    before = data[0].listing.fingerprint
+    write_images(tmp_path / folder, 4, broken=range(4))
+    assert open_data(config(tmp_path, tmp_path, val_fraction=0.25, image_root=image_root, max_bad_fraction=1), "train",
+                     SIZE).listing.fingerprint != before
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("name, match", [
+    ("0.png", "images must be embedded, or their folder given with data.image_root"),
+    ("/etc/hostname", "expected the name of a file in"),
+    ("../layouts.py", "expected the name of a file in"),
+])
+def test_parquet_that_names_images_that_are_not_there(tmp_path, alone, name, match):
+    path_rows(tmp_path / "train.parquet", [name] * 3, alone)
+    with pytest.raises(ValueError, match=f"train.parquet: .*{match}"):
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+
+
+def path_rows(path, names, alone):
+    """Parquet whose images are paths: `alone`, or with bytes that are null."""
+    if not alone:
+        return parquet_rows(path, [(None, name, f"photo {name}") for name in names])
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+    write_table(arrow.table({"image": names, "caption": [f"photo {name}" for name in names]}), path)
 
 
 def test_captions_without_words_and_images_without_captions_are_left_out(tmp_path):

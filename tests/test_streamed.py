@@ -89,6 +89,14 @@ def test_rows_of_one_path_are_one_image_only_where_their_bytes_are(tmp_path, mon
     assert [listing.read(i).getpixel((0, 0)) for i in range(3)] == [colour(1), colour(2), colour(3)]
 
 
+@pytest.mark.parametrize("image", ["jpg", "jpeg", "png", "webp"])
+def test_columns_of_webdataset(tmp_path, monkeypatch, image):
+    hub(monkeypatch, [(f"{i}", picture(i, f"{i}.{image}"), f"photo {i}") for i in range(3)],
+        columns=("__key__", image, "txt"))
+    listing = sources(config("hub://someone/photos", tmp_path), SIZE)["train"]()
+    assert listing.captions == [[f"photo {i}"] for i in range(3)] and listing.image_ids[1] == f"1.{image}"
+
+
 def test_captions_that_are_missing_are_left_out(tmp_path, monkeypatch):
     hub(monkeypatch, [(picture(1, "1.png"), "a cat"), (picture(2, "2.png"), None), (picture(3, "3.png"), float("nan")),
                       (picture(4, "4.png"), "a dog")])
