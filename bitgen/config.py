@@ -20,6 +20,8 @@ import yaml
 PRESETS = Path(__file__).parent / "presets"
 YAML = (".yaml", ".yml")
 
+Format = Literal["auto", "scenes", "karpathy", "coco", "parquet", "webdataset", "hub", "csv"]
+
 
 class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as a number, as YAML 1.2 does; PyYAML asks for 1.0e-3."""
@@ -98,7 +100,7 @@ class DataConfig:
 
     root: str = "scenes"
     """`scenes`, a folder, a file (JSON, CSV, parquet), tar shards, or `hub://ORG/NAME`."""
-    format: Literal["auto", "scenes", "karpathy", "coco", "parquet", "webdataset", "hub", "csv"] = "auto"
+    format: Format = "auto"
     """How `root` is laid out; `auto` recognises it by its files."""
     image_root: str | None = None
     """Folder of the image files where it is not beside the captions (karpathy, coco, csv, parquet)."""

@@ -1,5 +1,6 @@
 """Looking a data set over: counts, what is wrong with it, a contact sheet."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,8 @@ from layouts import config, csv_file, jpeg, karpathy, memory, parquet
 from PIL import Image
 
 from bitgen.cli import main
+from bitgen.config import DataConfig
+from bitgen.data import open_data
 from bitgen.prepare import check, contact_sheet, summary
 
 
@@ -51,3 +54,17 @@ def test_whatever_it_holds_it_is_looked_over(tmp_path, write, counted, capsys):
     write(tmp_path)
     assert main(["data", "check", str(tmp_path), "--sheet", str(tmp_path / "sheet.png")]) == 0
     assert counted in capsys.readouterr().out and (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_what_is_prepared_is_what_training_with_these_settings_finds(tmp_path, monkeypatch, caplog):
+    csv_file(tmp_path, count=20)
+    (tmp_path / "images" / "7.png").write_bytes(b"broken")
+    given = {"val_fraction": 0.25, "limit": 12, "max_bad_fraction": 0.5, "cache": str(tmp_path / "pixels")}
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["data", "prepare", str(tmp_path), "--image-size", "8", *options]) == 0
+    monkeypatch.setattr("bitgen.dataset.PREPARE_BYTES", 0)
+    settings = DataConfig(root=str(tmp_path), **given)
+    for split in ("train", "val"):
+        assert open_data(settings, split, 8).prepared(8) is not None and not caplog.messages
+    assert open_data(dataclasses.replace(settings, limit=11), "train", 8).prepared(8) is None
+    assert [message for message in caplog.messages if "11 train images" in message and "data prepare" in message]
