@@ -7,6 +7,7 @@ import pytest
 from layouts import config, csv_file, jpeg, karpathy, memory, parquet
 from PIL import Image
 
+from bitgen import data_figures
 from bitgen.cli import main
 from bitgen.config import DataConfig
 from bitgen.data import open_data
@@ -42,6 +43,30 @@ def test_contact_sheet(tmp_path):
     contact_sheet(memory(bad={0}), tmp_path / "out" / "sheet.png")
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert min(sheet.size) > 100
+
+
+@pytest.mark.parametrize("count, bad, shown", [
+    (30, (), [k * 30 // 24 for k in range(24)]),  # spread, to the end
+    (10, {0, 3}, [1, 2, 4, 5, 6, 7, 8, 9]),
+    (48, set(range(0, 48, 2)), list(range(1, 48, 2))),  # others stand in
+])
+def test_a_contact_sheet_is_of_images_all_over_the_data_set(tmp_path, monkeypatch, count, bad, shown):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    draw = data_figures.contact_sheet
+    monkeypatch.setattr(data_figures, "contact_sheet", lambda images, captions, **named: (
+        drawn.extend(int(texts[0].split()[1]) for texts in captions), draw(images, captions, **named))[1])
+    contact_sheet(memory(count=count, bad=bad), tmp_path / "sheet.png")
+    assert drawn == shown
+
+
+def test_where_no_image_can_be_read_the_report_is_given_and_no_sheet(tmp_path, capsys):
+    karpathy(tmp_path, count=4, broken=range(4))
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", "check", str(tmp_path), "--sheet", str(sheet)]) == 65
+    said = capsys.readouterr()
+    assert "unreadable images: 2" in said.out and not sheet.exists()
+    assert said.err.endswith("bitgen: no image could be read: no contact sheet\n")
 
 
 @pytest.mark.parametrize("write, counted", [
