@@ -27,7 +27,7 @@ CHUNK = 256
 def cache_folder(setting: str | None) -> Path:
     """The folder of prepared pixels: the setting, else `bitgen` under XDG_CACHE_HOME or `~/.cache`."""
     if setting:
-        return Path(setting)
+        return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgen"
 
 

@@ -75,7 +75,7 @@ class Prepare(Source):
     val_fraction: float = DataConfig.val_fraction
     """Share of the training images that validation gets, as `data.val_fraction` of training."""
     limit: int | None = DataConfig.limit
-    """Prepare only the first n training images, as `data.limit` of training."""
+    """Prepare only the first n training images (rows, of `hub://`), as `data.limit` of training."""
     max_bad_fraction: float = DataConfig.max_bad_fraction
     """Share of unreadable images above which it stops, as `data.max_bad_fraction` of training."""
 

@@ -125,7 +125,7 @@ class DataConfig:
     vocab_size: int = 512
     """Largest vocabulary of a tokenizer that is trained."""
     limit: int | None = None
-    """Use only the first n training images."""
+    """Use only the first n training images; of `hub://` the first n rows, which may be fewer images."""
     scenes_train: int = 11000
     """Training images of `scenes`."""
 

@@ -7,6 +7,7 @@ import torch
 from layouts import SIZE, config, csv_file, jpeg
 
 from bitgen.cache import PixelCache
+from bitgen.config import DataConfig
 from bitgen.data import open_data
 from bitgen.prepare import prepare
 
@@ -44,6 +45,15 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ValueError, match="data.cache"):
         open_data(config(tmp_path, tmp_path), "train", SIZE)
+
+
+def test_folders_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    csv_file(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "pictures")
+    dataset = open_data(DataConfig(root="~/captions.csv", image_root="~/pictures", cache="~/pixels"), "train", SIZE)
+    assert len(dataset) == 11 and list((tmp_path / "pixels").glob("*.u8")) and not (tmp_path / "~").exists()
 
 
 def test_a_source_that_fails_does_not_blame_the_cache(tmp_path):
