@@ -149,7 +149,7 @@ def find_pictures(root: str, image_size: int) -> Pictures:
 
 def _held_out(config: DataConfig, image_size: int) -> Pictures:
     splits = sources(config, image_size)
-    split = next((name for name in ("test", "val", "any") if name in splits), "train")
+    split = next((name for name in ("test", "val") if name in splits), "train")
     return dataclasses.replace(of_data(Dataset(splits[split]())), name=f"{config.root} {split}")
 
 

@@ -6,27 +6,33 @@ key; and no image outside the image folder is ever opened, by `..`, an absolute 
 
 from __future__ import annotations
 
+import ast
 import csv
 import functools
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bitgen.folders import image_folder, inside
+from bitgen.images import SUFFIXES
 from bitgen.listing import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
+    SPLIT_COLUMN,
     SPLITS,
     Listing,
     Splits,
     as_captions,
     by_split,
     column,
-    digest,
     grouped,
+    images_digest,
+    split_named,
 )
 
+QUOTES = 'a quoted caption ends with its quote, and a quote in it stands twice: "a ""stop"" sign"'
+PYTHON_LIST = 20_000  # characters: the longest list of captions that is read as Python writes it
 KARPATHY_SPLITS = {**{split: split for split in SPLITS}, "restval": "train"}
 
 
@@ -37,23 +43,24 @@ def karpathy_splits(root: Path, image_root: str | None) -> Splits:
     if root.is_dir():
         path = _only(sorted(root.glob("dataset*.json")) or sorted(root.glob("*.json")), "JSON file")
     content = _load_json(path)
-    folder = _image_folder(image_root, [path.parent / "images", path.parent])
-    rows: dict[str, list] = {}
+    folder, rows = None, []
     for i, record in enumerate(_records(content, "images", path)):
         where = f"{path}: images[{i}]"
         name = _value(record, "filename", str, where)
         if "filepath" in record:
             name = f"{_value(record, 'filepath', str, where)}/{name}"
+        folder = folder or image_folder(image_root, [path.parent / "images", path.parent], name)
         split = KARPATHY_SPLITS.get(_value({"split": "train", **record}, "split", str, where))
         if split is None:
             raise ValueError(f"{where}.split: expected {', '.join(KARPATHY_SPLITS)}, got {record['split']!r}")
         captions = as_captions(_value(record, "sentences", list, where), f"{where}.sentences")
-        rows.setdefault(split, []).append((name, captions, _inside(folder, name, where)))
-    return {split: functools.partial(_listing, some) for split, some in rows.items()}
+        rows.append((split, (name, captions, inside(folder, name, where))))
+    return _by_row(rows)
 
 
 def coco_splits(root: Path, image_root: str | None) -> Splits:
-    """`captions_<split>*.json` in a folder or its `annotations/`, the images of each in a folder of its name."""
+    """`captions_<split>*.json` in a folder or its `annotations/`, the images of each in a folder of its name (of
+    `image_root`, or that itself)."""
     files = [root]
     if root.is_dir():
         files = [file for part in ("", "annotations") for file in (root / part).glob("captions_*.json")]
@@ -72,16 +79,18 @@ def read_coco(path: Path, image_root: str | None = None) -> Listing:
     content = _load_json(path)
     base = path.parent.parent if path.parent.name == "annotations" else path.parent
     name = path.stem.removeprefix("captions_")
-    folder = _image_folder(image_root, [base / name, base / "images" / name, base / "images", base])
+    usual = [base / name, base / "images" / name, base / "images", base]
     captions: dict[int, list[str]] = {}
-    places = []
+    folder, places = None, []
     for i, record in enumerate(_records(content, "images", path)):
         where = f"{path}: images[{i}]"
         number = _value(record, "id", int, where)
         if number in captions:
             raise ValueError(f"{where}.id: {number} has been given to an image before")
         captions[number] = []
-        places.append(_inside(folder, _value(record, "file_name", str, where), where))
+        file = _value(record, "file_name", str, where)
+        folder = folder or image_folder(image_root, usual, file, name)
+        places.append(inside(folder, file, where))
     seen = set()
     for i, record in enumerate(_records(content, "annotations", path)):
         where = f"{path}: annotations[{i}]"
@@ -97,44 +106,88 @@ def read_coco(path: Path, image_root: str | None = None) -> Listing:
 
 
 def csv_splits(root: Path, image_root: str | None) -> Splits:
-    """`<split>*.csv` (or .txt, as Flickr8k's captions.txt) in a folder; one file of another name is training data."""
+    """`<split>*.csv` (or .txt, as Flickr8k's captions.txt) in a folder; one file is what its column `split` says row by
+    row, or else its name, or else training data."""
     files = [root] if root.is_file() else sorted(root.glob("*.csv")) or sorted(root.glob("*.txt"))
+    if len(files) == 1 and SPLIT_COLUMN in next(_csv_rows(files[0]), {}):
+        return _by_row(_csv_images(files[0], image_root))
     return {split: functools.partial(read_csv, _only(some, f"{split} file"), image_root)
             for split, some in by_split(files).items()}
 
 
 def read_csv(path: Path, image_root: str | None = None) -> Listing:
     """CSV with a header: a column image, filename or file_name, and a column caption or captions (one caption, or a
-    JSON list of them). Rows of the same image are one image."""
-    folder = _image_folder(image_root, [path.parent / "images", path.parent / "Images", path.parent])
-    rows = []
+    list of them in JSON or as Python writes it). Rows of the same image are one image.
+
+    Raises `ValueError` naming the row for what is not so, for a column `split` that names none, and for a quote that
+    is not closed: it would make one caption of the rows that follow.
+    """
+    return _listing(row for _, row in _csv_images(path, image_root))
+
+
+def _csv_images(path: Path, image_root: str | None) -> Iterator[tuple[str, tuple[str, list[str], str]]]:
+    """Split (train where there is no column of it) and image id, captions, file of each row."""
+    usual = [path.parent / "images", path.parent / "Images", path.parent]
     for i, row in enumerate(_csv_rows(path)):
         where = f"{path}: row {i}"
-        if not rows:
+        if i == 0:
             image, caption = column(row, IMAGE_COLUMNS, str(path)), column(row, CAPTION_COLUMNS, str(path))
+            folder = image_folder(image_root, usual, row[image] or "")
         if None in row or None in row.values():
             raise ValueError(f"{where}: expected as many fields as the header has; quote a caption that holds commas")
+        if (swallowed := _swallowed(row, image, caption)) is not None:
+            raise ValueError(f"{where}: expected one row, got another one in its caption: {swallowed[:80]!r}; {QUOTES}")
+        split = split_named(row[SPLIT_COLUMN], where) if SPLIT_COLUMN in row else "train"
         texts = _listed(row[caption], f"{where}.{caption}")
-        rows.append((row[image], texts, _inside(folder, row[image], f"{where}.{image}")))
-    return _listing(rows)
+        yield split, (row[image], texts, inside(folder, row[image], f"{where}.{image}"))
+
+
+def _swallowed(row: dict[str, str], image: str, caption: str) -> str | None:
+    """A further line of a caption that is a row of its own, as it names an image: the quote before it is not closed."""
+    names = list(row)
+    place = names.index(image) - (len(names) if names.index(image) > names.index(caption) else 0)
+    for line in row[caption].splitlines()[1:]:
+        fields = line.split(",")  # a caption may hold commas: columns behind it are counted from the end
+        if len(fields) >= len(names) and fields[place].strip('" ').lower().endswith(SUFFIXES):
+            return line
+    return None
 
 
 def _listed(text: str, where: str) -> list[str]:
-    """The captions of a JSON list, or the text itself: a caption may begin with a bracket, and even be valid JSON."""
-    try:
-        content = json.loads(text) if text.startswith("[") else None
-    except (ValueError, RecursionError):
+    """The captions of a list, or the text itself: a caption may begin with a bracket, and even be valid JSON."""
+    if not text.startswith("["):
         return [text]
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return _python_list(text) or [text]
     captions = isinstance(content, list) and all(isinstance(each, (str, dict)) for each in content)
     return as_captions(content, where) if captions else [text]
 
 
+def _python_list(text: str) -> list[str] | None:
+    """The strings of a list as Python, and so `DataFrame.to_csv`, writes it; None for whatever is written otherwise:
+    between ['a' 'b'] of an array Python itself would see no border."""
+    try:
+        content = ast.literal_eval(text) if len(text) <= PYTHON_LIST else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    strings = isinstance(content, list) and all(isinstance(each, str) for each in content)
+    return content if strings and repr(content) == text.rstrip() else None
+
+
 def _csv_rows(path: Path) -> Iterator[dict]:
+    line = 1
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file)
-    except (csv.Error, UnicodeDecodeError) as error:
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                line = reader.line_num + 1
+                yield row
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not readable as CSV in UTF-8: {error}") from None
+    except csv.Error as error:
+        raise ValueError(f"{path}: not readable as CSV from line {line} on: {error}; {QUOTES}") from None
 
 
 def _load_json(path: Path) -> dict:
@@ -178,36 +231,15 @@ def _only(files: list[Path], what: str) -> Path:
     return files[0]
 
 
-def _image_folder(setting: str | None, usual: Iterable[Path]) -> Path:
-    """The folder of the images: the setting, or the first of the usual ones that exists."""
-    if setting is not None and not Path(setting).is_dir():
-        raise ValueError(f"data.image_root: no such folder: {setting}")
-    folder = Path(setting) if setting is not None else next(path for path in usual if path.is_dir())
-    return folder.resolve()
-
-
-def _inside(folder: Path, name: str, where: str) -> str:
-    """The path of an image by its name in a file, which must lie in `folder` when all links are followed.
-
-    Strings, not `Path`s: a large data set asks this a million times.
-    """
-    if not name.strip("/.") or name.startswith("/") or "\0" in name or "\\" in name or ".." in name.split("/"):
-        raise ValueError(f"{where}: expected the name of a file in {folder}, got {name[:80]!r}")
-    path = os.path.join(folder, name)
-    real = os.path.realpath(path) if os.path.islink(path) else _real_folder(os.path.dirname(path))
-    if not f"{real}/".startswith(f"{folder}/"):
-        raise ValueError(f"{where}: {name[:80]!r} is a link that leads out of {folder}")
-    return path
-
-
-@functools.lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
+def _by_row(rows: Iterable[tuple[str, tuple[str, list[str], str]]]) -> Splits:
+    """The splits of rows that come with the name of theirs."""
+    found: dict[str, list] = {}
+    for split, row in rows:
+        found.setdefault(split, []).append(row)
+    return {split: functools.partial(_listing, some) for split, some in found.items()}
 
 
 def _listing(rows: Iterable[tuple[str, list[str], str]]) -> Listing:
     """The listing of rows (image id, captions, file); missing files show when they are read."""
     image_ids, captions, paths = grouped(rows)
-    stats = (os.stat(path) if os.path.isfile(path) else None for path in paths)
-    fingerprint = digest(*((path, s and s.st_size, s and s.st_mtime_ns) for path, s in zip(paths, stats, strict=True)))
-    return Listing(image_ids, captions, paths.__getitem__, fingerprint)
+    return Listing(image_ids, captions, paths.__getitem__, images_digest(paths))

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ CHUNK = 256
 def cache_folder(setting: str | None) -> Path:
     """The folder of prepared pixels: the setting, else `bitgen` under XDG_CACHE_HOME or `~/.cache`."""
     if setting:
-        return Path(setting)
+        return Path(setting).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgen"
 
 
@@ -55,42 +56,41 @@ class PixelCache:
         Unreadable images are zeros, their reasons in the index. Lists in `index` are stored as they are when all
         sources have been taken. Raises `ValueError` naming the folder where it cannot be written or has no room.
         """
-        folder = self._pixels_file.parent
-        partial = self._pixels_file.with_suffix(f".{os.getpid()}.part")
-        need = (count or 0) * 3 * self.size**2
-        try:
+        folder, partial = self._pixels_file.parent, self._pixels_file.with_suffix(f".{os.getpid()}.part")
+        with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(folder).free < 1.2 * need:
-                raise OSError(f"needs {need / 1e9:.1f} GB, {shutil.disk_usage(folder).free / 1e9:.1f} GB are free")
-            with open(partial, "wb") as file:
-                written, bad = self._decode(sources, count, label, file)
-            os.replace(partial, self._pixels_file)
-            text = json.dumps({"count": written, "size": self.size, "bad": bad, **index})
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, self._index_file)
-        except OSError as error:
-            raise ValueError(f"{folder}: cannot hold the prepared images: {error}; "
-                             "choose another folder with data.cache") from error
+            _check_room(folder, (count or 0) * 3 * self.size**2)
+            file = open(partial, "wb")
+        try:
+            written, bad = 0, {}
+            for pixels in self._decode(sources, count, label):
+                if isinstance(pixels, str):
+                    bad[written] = pixels
+                    pixels = np.zeros((3, self.size, self.size), np.uint8)
+                with _writing(folder):
+                    file.write(pixels.tobytes())
+                written += 1
+            with _writing(folder):
+                file.close()
+                os.replace(partial, self._pixels_file)
+                text = json.dumps({"count": written, "size": self.size, "bad": bad, **index})
+                partial.write_text(text, encoding="utf-8")
+                os.replace(partial, self._index_file)
         finally:
-            if partial.exists():
-                partial.unlink()
+            with suppress(OSError):  # a full disk has been told of where it was written to
+                file.close()
+            partial.unlink(missing_ok=True)
         return self.open()
 
-    def _decode(self, sources: Iterable[Any], count: int | None, label: str, file) -> tuple[int, dict[int, str]]:
-        """Write the pixels of all sources in order; how many there were and which were bad. Pillow frees the
-        interpreter while it decodes, so threads use all cores; chunks bound what waits in memory."""
-        bad, written, sources = {}, 0, iter(sources)
+    def _decode(self, sources: Iterable[Any], count: int | None, label: str) -> Iterator[np.ndarray | str]:
+        """The pixels of all sources in order, or why one has none. Pillow frees the interpreter while it decodes, so
+        threads use all cores; chunks bound what waits in memory."""
+        sources = iter(sources)
         with ThreadPoolExecutor() as pool, tqdm(total=count, desc=f"preparing {label}", unit="image",
                                                 disable=None, leave=False) as bar:
             while chunk := list(islice(sources, CHUNK)):
-                for pixels in pool.map(self._pixels, chunk):
-                    if isinstance(pixels, str):
-                        bad[written] = pixels
-                        pixels = np.zeros((3, self.size, self.size), np.uint8)
-                    file.write(pixels.tobytes())
-                    written += 1
+                yield from pool.map(self._pixels, chunk)
                 bar.update(len(chunk))
-        return written, bad
 
     def _pixels(self, source: Any) -> np.ndarray | str:
         """uint8 (3, S, S) of one source, or why it has none."""
@@ -99,6 +99,24 @@ class PixelCache:
             return to_uint8(image, self.size).numpy()
         except BadImage as error:
             return str(error)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turns what the disk refuses into a `ValueError` that names the folder. For our own writing alone: what a source
+    of images raises says nothing about the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot hold the prepared images: {error}; "
+                         "choose another folder with data.cache") from error
+
+
+def _check_room(folder: Path, need: int) -> None:
+    """Raise `OSError` where the disk has no room for `need` bytes and a fifth more."""
+    free = shutil.disk_usage(folder).free
+    if free < 1.2 * need:
+        raise OSError(f"needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
 
 
 def calls(read: Any, count: int) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from typing import Literal
 import tyro
 
 from bitgen.checkpoint import CheckpointError
-from bitgen.config import Config, DataConfig, load_preset, nearest, preset_names, settings
+from bitgen.config import Config, DataConfig, Format, load_preset, nearest, preset_names, settings
 from bitgen.exits import DISK, INPUT
 
 
@@ -40,9 +40,6 @@ class Evaluate:
     """Candidates that are read together with the query and put into a new order; 0 leaves that out."""
     device: str = "cpu"
     """Device to compute on."""
-
-
-Format = Literal["auto", "scenes", "karpathy", "coco", "parquet", "webdataset", "hub", "csv"]
 
 
 @dataclass
@@ -69,10 +66,18 @@ class Check(Source):
 
 @dataclass
 class Prepare(Source):
-    """Decode the images once into a uint8 cache, from which training reads without waiting."""
+    """Decode the images once into a uint8 cache, from which training with the same settings reads without waiting."""
 
     image_size: int = 224
     """Side of the prepared images, pixels."""
+    cache: str | None = DataConfig.cache
+    """Folder of the prepared images, as `data.cache` of training; by default `~/.cache/bitgen`."""
+    val_fraction: float = DataConfig.val_fraction
+    """Share of the training images that validation gets, as `data.val_fraction` of training."""
+    limit: int | None = DataConfig.limit
+    """Prepare only the first n training images (rows, of `hub://`), as `data.limit` of training."""
+    max_bad_fraction: float = DataConfig.max_bad_fraction
+    """Share of unreadable images above which it stops, as `data.max_bad_fraction` of training."""
 
 
 @dataclass
@@ -301,7 +306,7 @@ def data(argv: list[str]) -> int:
 
     commands = {"check": Check, "prepare": Prepare}
     options = tyro.extras.subcommand_cli_from_dict(commands, prog="bitgen data", args=argv)
-    config = DataConfig(root=options.root, format=options.format, image_root=options.image_root)
+    config = DataConfig(**{name: value for name, value in vars(options).items() if hasattr(DataConfig, name)})
     if isinstance(options, Prepare):
         for split, part in module.prepare(config, options.image_size).items():
             print(f"{split}: {part['images']} images prepared at {options.image_size} px, "

@@ -20,6 +20,8 @@ import yaml
 PRESETS = Path(__file__).parent / "presets"
 YAML = (".yaml", ".yml")
 
+Format = Literal["auto", "scenes", "karpathy", "coco", "parquet", "webdataset", "hub", "csv"]
+
 
 class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as a number, as YAML 1.2 does; PyYAML asks for 1.0e-3."""
@@ -98,10 +100,10 @@ class DataConfig:
 
     root: str = "scenes"
     """`scenes`, a folder, a file (JSON, CSV, parquet), tar shards, or `hub://ORG/NAME`."""
-    format: Literal["auto", "scenes", "karpathy", "coco", "parquet", "webdataset", "hub", "csv"] = "auto"
+    format: Format = "auto"
     """How `root` is laid out; `auto` recognises it by its files."""
     image_root: str | None = None
-    """Folder of the image files where it is not beside the captions (karpathy, coco, csv)."""
+    """Folder of the image files where it is not beside the captions (karpathy, coco, csv, parquet)."""
     val_fraction: float = 0.05
     """Share of the training images held out for validation where the data has no split of its own (guide: 5 %)."""
     captions_per_image: int = 2
@@ -123,7 +125,7 @@ class DataConfig:
     vocab_size: int = 512
     """Largest vocabulary of a tokenizer that is trained."""
     limit: int | None = None
-    """Use only the first n training images."""
+    """Use only the first n training images; of `hub://` the first n rows, which may be fewer images."""
     scenes_train: int = 11000
     """Training images of `scenes`."""
 

@@ -6,6 +6,7 @@ Shapes: N images, S side in pixels.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from bitgen.images import BadImage, picture, safe_open_image, to_uint8
 from bitgen.listing import SPLITS, Listing, Splits, digest
 from bitgen.streamed import HUB, hub_splits
 from bitgen.tokenizer import clean, plain
+
+log = logging.getLogger(__name__)
 
 SCENES = {"val": 500, "test": 1000}
 """Images of the generated validation and test splits."""
@@ -86,8 +89,9 @@ def open_data(config: DataConfig, split: str, image_size: int, seed: int = 0, al
     Data without a validation split give `val_fraction` of their training images to it: by image, never by caption, and
     the same ones whatever the seed of a run, so that evaluation never meets what was trained on. Captions are cleaned;
     those without a word, those that a training image has twice, and images without captions, are left out. Pixels are
-    prepared where they need less than `PREPARE_BYTES`, or `always`. Raises `ValueError` for a root that is not
-    recognised, a split that is not there (naming those that are), and more than `max_bad_fraction` unreadable images.
+    prepared where they need less than `PREPARE_BYTES`, or `always`; a line in the log says where they are not. Raises
+    `ValueError` for a root that is not recognised, a split that is not there (naming those that are), and more than
+    `max_bad_fraction` unreadable images.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
@@ -118,6 +122,8 @@ def _prepared(listing: Listing, config: DataConfig, image_size: int, label: str,
     if found is None and (always or count * 3 * image_size**2 <= PREPARE_BYTES):
         found = cache.write(calls(listing.read, count), count, label)
     if found is None:
+        log.warning("%s: %d %s at %d px are decoded each time they are used; `bitgen data prepare` with the same "
+                    "settings does it once", config.root, count, label, image_size)
         return Dataset(listing, max_bad_fraction=config.max_bad_fraction)
     pixels, index = found
     check_bad({listing.image_ids[i]: reason for i, reason in index["bad"].items()}, count, config.max_bad_fraction)
@@ -134,7 +140,7 @@ def _scenes(config: DataConfig, split: str, image_size: int, seed: int) -> Datas
 
 def _split(splits: Splits, config: DataConfig, split: str) -> Listing:
     """The listing of one split, carved out of the training images where the data has no validation split."""
-    source = splits.get(split) or splits.get("any")
+    source = splits.get(split)
     if source is None and split == "val":
         source = splits.get("train")
     if source is None:
@@ -142,7 +148,7 @@ def _split(splits: Splits, config: DataConfig, split: str) -> Listing:
     listing = _with_captions(source(), distinct=split == "train")
     if not listing.image_ids:
         raise ValueError(f"{config.root}: no images with captions in split {split!r}")
-    return listing if {"any", "val"} & set(splits) or split == "test" else _share(listing, config, split)
+    return listing if "val" in splits or split == "test" else _share(listing, config, split)
 
 
 def _share(listing: Listing, config: DataConfig, split: str) -> Listing:

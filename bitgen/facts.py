@@ -119,7 +119,8 @@ def data_settings(source: str, checkpoint: str | None, root: str | None) -> Data
     if not (found := settings(folder)):
         return DataConfig(root=root or DataConfig.root)
     own = from_dict(DataConfig, found.get("data", {}), where=f"{folder / 'run.json'}: data")
-    cache = own.cache if own.cache and Path(own.cache).is_dir() else None  # that of another computer is not here
+    here = own.cache and Path(own.cache).expanduser().is_dir()  # that of another computer is not
+    cache = own.cache if here else None
     root = own.root if root is None else root
     if root == own.root or (Path(root).exists() and Path(root).resolve() == Path(own.root).expanduser().resolve()):
         return replace(own, root=root, cache=cache)

@@ -20,7 +20,7 @@ from bitgen.catalogue import Item
 from bitgen.config import DataConfig
 from bitgen.dataset import open_data
 from bitgen.formats import find_splits, recognise
-from bitgen.images import FORMATS, BadImage, safe_open_image, to_uint8
+from bitgen.images import FORMATS, SUFFIXES, BadImage, safe_open_image, to_uint8
 from bitgen.tokenizer import clean
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 THUMBNAIL = 256  # pixels: the longer side of a thumbnail
 QUALITY = 90
 AHEAD = 3  # batches decoded ahead of the model

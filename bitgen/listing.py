@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +14,15 @@ from typing import Any
 
 from PIL import Image
 
-SPLITS = {"train": ("train",), "val": ("val", "dev"), "test": ("test",)}
-"""Our splits, and how the names of files and of other people's splits begin that belong to them."""
-IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "png")
-CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
+SPLITS = {
+    "train": {"train", "training", "trainset", "restval"},
+    "val": {"val", "valid", "validate", "validation", "valset", "dev", "devel", "development", "devset"},
+    "test": {"test", "testing", "tests", "testset"},
+}
+"""Our splits, and the words in the names of files and of other people's splits that mean them."""
+IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "jpeg", "png", "webp")
+CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "txt")
+SPLIT_COLUMN = "split"
 
 Read = Callable[[int], "bytes | str | Path | Image.Image"]
 
@@ -39,7 +47,7 @@ class Listing:
 
 
 Splits = dict[str, Callable[[], Listing]]
-"""From the name of a split to what reads it; `any` is a single file that stands for whatever split is asked for."""
+"""From the name of a split to what reads it."""
 
 
 def _nth(read: Read, indices: Sequence[int], i: int) -> bytes | str | Path | Image.Image:
@@ -56,12 +64,23 @@ def digest(*parts: Any) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name like `validation-00000.parquet` or `dev` belongs to, None where it tells nothing."""
-    return next((split for split, starts in SPLITS.items() if name.lower().startswith(starts)), None)
+    """The split that a name like `cc3m-validation-00000.tar`, `val2017` or `dev` belongs to, None where it tells
+    nothing: that of its first word that means one. Whole words: testimonials are no test."""
+    words = re.split("[^a-z]+", name.lower())
+    return next((split for word in words for split, known in SPLITS.items() if word in known), None)
+
+
+def split_named(value: Any, where: str) -> str:
+    """The split that a row's column `split` names. Raises `ValueError` where it names none: that row would be trained
+    on, or left out, unseen."""
+    split = split_of(value) if isinstance(value, str) else None
+    if split is None:
+        raise ValueError(f"{where}.{SPLIT_COLUMN}: expected train, restval, val or test, got {value!r}")
+    return split
 
 
 def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files sorted into splits by how their names begin; names that tell nothing are training data."""
+    """Files sorted into splits by the words of their names; names that tell nothing are training data."""
     found: dict[str, list[Path]] = {}
     for file in sorted(files):
         found.setdefault(split_of(file.name) or "train", []).append(file)
@@ -73,15 +92,32 @@ def files_digest(files: Iterable[Path]) -> str:
     return digest(*((file.resolve(), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
-def as_captions(value: Any, where: str) -> list[str]:
-    """Captions as data sets write them (a string, strings, or {raw: string} each) as a list of strings."""
+def images_digest(paths: Sequence[str]) -> str:
+    """Fingerprint of image files, of which some may be missing, by path, size and time of change."""
+    stats = (os.stat(path) if os.path.isfile(path) else None for path in paths)
+    return digest(*((path, s and s.st_size, s and s.st_mtime_ns) for path, s in zip(paths, stats, strict=True)))
+
+
+def as_captions(value: Any, where: str, nulls: bool = False) -> list[str]:
+    """Captions as data sets write them (a string, strings, or {raw: string} each) as a list of strings.
+
+    `nulls`: those that are missing, None or as pandas writes it NaN, are left out. Raises `ValueError` for anything
+    else.
+    """
     if isinstance(value, str):
         return [value]
+    if nulls and _missing(value):
+        return []
     if isinstance(value, (list, tuple)):
-        texts = [v.get("raw", v.get("caption")) if isinstance(v, dict) else v for v in value]
+        said = [v for v in value if not (nulls and _missing(v))]
+        texts = [v.get("raw", v.get("caption")) if isinstance(v, dict) else v for v in said]
         if all(isinstance(text, str) for text in texts):
             return texts
     raise ValueError(f"{where}: expected a caption or a list of captions, got {str(value)[:80]!r}")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def column(names: Iterable[str], wanted: Sequence[str], where: str) -> str:
@@ -91,6 +127,19 @@ def column(names: Iterable[str], wanted: Sequence[str], where: str) -> str:
         if name in names:
             return name
     raise ValueError(f"{where}: expected a column {' or '.join(wanted)}, got {', '.join(map(str, names)) or 'none'}")
+
+
+class Names:
+    """Ids of pictures that come one by one: a path, with a digest behind it where the path comes again with other
+    bytes. Folders of a class each, or rows that all say image.png, are not one image."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, bytes] = {}
+
+    def __call__(self, path: str, data: bytes) -> str:
+        """The id of the picture of these bytes under this path."""
+        content = hashlib.blake2b(data, digest_size=16).digest()
+        return path if self._first.setdefault(path, content) == content else f"{path}#{content.hex()[:12]}"
 
 
 def grouped(rows: Iterable[tuple[str, list[str], Any]]) -> tuple[list[str], list[list[str]], list[Any]]:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from bitgen.cache import CHUNK, calls
@@ -125,19 +126,28 @@ def whole(config: DataConfig) -> Dataset:
 
 
 def contact_sheet(dataset: Dataset, path: str | Path, count: int = 24, size: int = 128) -> None:
-    """Draw `count` images spread over the data set, each above its first caption, into a picture file."""
+    """Draw `count` images spread over the data set, each above its first caption, into a picture file.
+
+    Others stand in for those that cannot be read. Raises `ValueError` where none can.
+    """
     from bitgen import data_figures
 
-    shown = []
-    for i in range(0, len(dataset), max(1, len(dataset) // count)):
+    shown: dict[int, np.ndarray] = {}
+    spread = (k * len(dataset) // count for k in range(count))
+    for i in dict.fromkeys([*spread, *range(len(dataset))]):
+        if len(shown) == count:
+            break
         try:
-            shown.append((dataset.pixels(i, size).numpy(), dataset.captions[i]))
+            shown[i] = dataset.pixels(i, size).numpy()
         except BadImage:
             continue  # the report names it
-    images, captions = zip(*shown[:count], strict=True) if shown else ((), ())
+    if not shown:
+        raise ValueError("no image could be read: no contact sheet")
+    places = sorted(shown)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    title = f"{len(images)} of {len(dataset):,} images, each with its first caption"
-    data_figures.contact_sheet(images, captions, title=title).savefig(path, dpi=120)
+    title = f"{len(places)} of {len(dataset):,} images, each with its first caption"
+    data_figures.contact_sheet([shown[i] for i in places], [dataset.captions[i] for i in places],
+                               title=title).savefig(path, dpi=120)
 
 
 def prepare(config: DataConfig, image_size: int) -> dict[str, dict[str, int]]:
@@ -147,9 +157,7 @@ def prepare(config: DataConfig, image_size: int) -> dict[str, dict[str, int]]:
     cache folder has no room.
     """
     names = list(sources(config, image_size))
-    if "any" in names:
-        names = ["train"]
-    elif "train" in names and "val" not in names:
+    if "train" in names and "val" not in names:
         names.append("val")
     opened = {split: open_data(config, split, image_size, always=True) for split in names}
     return {split: {"images": len(dataset), "unreadable": len(dataset.bad)} for split, dataset in opened.items()}

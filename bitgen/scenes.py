@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bitgen.scene_words import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, attributes_right, parse, write_captions
+from bitgen.scene_words import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, attributes_right, write_captions
 
-__all__ = ["HELD_OUT", "VERSION", "Scenes", "attributes_right", "parse", "render"]
+__all__ = ["HELD_OUT", "VERSION", "Scenes", "attributes_right", "render"]
 
 VERSION = 5  # raise it when a pixel or a caption changes: it names the cache
 UNITS = 64  # layout units along a side

@@ -6,7 +6,8 @@ What is in the cache is never asked for again: it works offline from then on, an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,9 +18,20 @@ from PIL import Image
 from bitgen.cache import PixelCache, cache_folder, check_bad
 from bitgen.config import DataConfig
 from bitgen.images import BadImage, picture
-from bitgen.listing import CAPTION_COLUMNS, IMAGE_COLUMNS, Listing, Splits, as_captions, column, digest, split_of
+from bitgen.listing import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    Listing,
+    Names,
+    Splits,
+    as_captions,
+    column,
+    digest,
+    split_of,
+)
 
 HUB = "hub://"
+GROUPING = 2  # raise it when rows are made images in another way: it names the cache
 
 
 def hub_splits(config: DataConfig, image_size: int) -> Splits:
@@ -28,7 +40,9 @@ def hub_splits(config: DataConfig, image_size: int) -> Splits:
     repo = config.root.removeprefix(HUB)
     known = cache_folder(config.cache) / f"{digest(HUB, repo)}.splits.json"
     if not known.is_file():
-        names = _datasets(repo).get_dataset_split_names(repo)
+        datasets = _datasets(repo)
+        with _streaming(repo):
+            names = datasets.get_dataset_split_names(repo)
         known.parent.mkdir(parents=True, exist_ok=True)
         known.write_text(json.dumps(names), encoding="utf-8")
     names = json.loads(known.read_text(encoding="utf-8"))
@@ -38,7 +52,7 @@ def hub_splits(config: DataConfig, image_size: int) -> Splits:
 
 def _stream(repo: str, name: str, limit: int | None, config: DataConfig, image_size: int) -> Listing:
     """The listing of (the first `limit` rows of) a split, whose images are those of the cache."""
-    cache = PixelCache(cache_folder(config.cache), digest(HUB, repo, name, limit), image_size)
+    cache = PixelCache(cache_folder(config.cache), digest(HUB, repo, name, limit, GROUPING), image_size)
     found = cache.open()
     if found is None:
         image_ids, captions = [], []
@@ -53,23 +67,45 @@ def _stream(repo: str, name: str, limit: int | None, config: DataConfig, image_s
 
 
 def _rows(repo: str, name: str) -> Iterator[tuple[str, list[str], bytes | None]]:
-    """Image id, captions and bytes of each row, streamed in order; nothing is decoded."""
+    """Path, captions and bytes of each row, streamed in order; nothing is decoded."""
     datasets, where = _datasets(repo), f"{HUB}{repo}"
-    stream = datasets.load_dataset(repo, split=name, streaming=True)
-    columns = stream.column_names or list(next(iter(stream)))
+    with _streaming(repo):
+        stream = datasets.load_dataset(repo, split=name, streaming=True)
+        columns = stream.column_names or list(next(iter(stream), {}))
     image, caption = column(columns, IMAGE_COLUMNS, where), column(columns, CAPTION_COLUMNS, where)
-    for i, row in enumerate(stream.cast_column(image, datasets.Image(decode=False))):
+    for i, row in enumerate(_told(stream.cast_column(image, datasets.Image(decode=False)), repo)):
         value = row[image] or {}
-        yield value.get("path") or f"{name}:{i}", as_captions(row[caption], f"{where}: row {i}"), value.get("bytes")
+        captions = as_captions(row[caption], f"{where}: row {i}", nulls=True)
+        yield value.get("path") or f"{name}:{i}", captions, value.get("bytes")
+
+
+def _told(stream: Iterable[dict], repo: str) -> Iterator[dict]:
+    """The rows of a stream, whose errors name the data set."""
+    with _streaming(repo):
+        yield from stream
+
+
+@contextmanager
+def _streaming(repo: str) -> Iterator[None]:
+    """Turns what `datasets` and its clients raise, dozens of unrelated types, into a `ValueError` that names the data
+    set."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{HUB}{repo}: could not be streamed: {type(error).__name__}: {error}; "
+                         "is its name right, and the Hub in reach?") from error
 
 
 def _grouping(rows: Iterator, image_ids: list[str], captions: list[list[str]]) -> Iterator[bytes]:
-    """The image bytes of streamed rows; their ids and captions are added to the lists. Rows of one image that follow
-    each other are one image."""
-    for image_id, texts, data in rows:
-        if image_ids and image_ids[-1] == image_id:
-            captions[-1].extend(texts)
+    """The image bytes of streamed rows; their ids and captions are added to the lists. Rows of one path are one image
+    where their bytes are the same."""
+    names, places = Names(), {}
+    for path, texts, data in rows:
+        image_id = names(path, data or b"")
+        if image_id in places:
+            captions[places[image_id]].extend(texts)
             continue
+        places[image_id] = len(image_ids)
         image_ids.append(image_id)
         captions.append(texts)
         yield data or b""

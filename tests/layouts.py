@@ -87,6 +87,14 @@ def parquet(root, count=12, names=("train.parquet",), with_path=True, start=0):
         write_table(arrow.table({"image": images, "captions": [texts(i) for i in rows]}), root / name, row_group_size=5)
 
 
+def parquet_rows(path, rows, **columns):
+    """Parquet with a row for each (image, path, caption), and further columns."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+    images = [{"bytes": None if i is None else jpeg(i), "path": name} for i, name, _ in rows]
+    write_table(arrow.table({"image": images, "caption": [text for *_, text in rows], **columns}), path)
+
+
 def config(root, tmp_path, **settings):
     return DataConfig(root=str(root), cache=str(tmp_path / "cache"), **settings)
 

@@ -1,9 +1,13 @@
 """Images are decoded once: what is kept, and when it is not believed."""
 
+import io
+
 import pytest
 import torch
 from layouts import SIZE, config, csv_file, jpeg
 
+from bitgen.cache import PixelCache
+from bitgen.config import DataConfig
 from bitgen.data import open_data
 from bitgen.prepare import prepare
 
@@ -41,6 +45,37 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ValueError, match="data.cache"):
         open_data(config(tmp_path, tmp_path), "train", SIZE)
+
+
+def test_folders_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    csv_file(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "pictures")
+    dataset = open_data(DataConfig(root="~/captions.csv", image_root="~/pictures", cache="~/pixels"), "train", SIZE)
+    assert len(dataset) == 11 and list((tmp_path / "pixels").glob("*.u8")) and not (tmp_path / "~").exists()
+
+
+def test_a_source_that_fails_does_not_blame_the_cache(tmp_path):
+    def source():
+        raise ConnectionError("no network")
+
+    with pytest.raises(ConnectionError, match="no network"):
+        PixelCache(tmp_path, "x", SIZE).write([source], 1, "images")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_stays(tmp_path, monkeypatch):
+    full = OSError(28, "No space left on device")
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise full
+
+    monkeypatch.setattr("bitgen.cache.open", lambda *_: Full(), raising=False)
+    with pytest.raises(ValueError, match=f"{tmp_path}: cannot hold the prepared images: .*No space left"):
+        PixelCache(tmp_path, "x", SIZE).write([jpeg(1)], 1, "images")
+    assert not list(tmp_path.iterdir())
 
 
 def test_large_data_are_read_without_a_cache(tmp_path, monkeypatch):

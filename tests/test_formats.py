@@ -6,7 +6,21 @@ import os
 
 import pytest
 import torch
-from layouts import SIZE, coco, colour, config, csv_file, jpeg, karpathy, parquet, shard, tar, texts, write_images
+from layouts import (
+    SIZE,
+    coco,
+    colour,
+    config,
+    csv_file,
+    jpeg,
+    karpathy,
+    parquet,
+    parquet_rows,
+    shard,
+    tar,
+    texts,
+    write_images,
+)
 
 from bitgen.annotations import read_coco, read_csv
 from bitgen.cache import check_bad
@@ -14,7 +28,10 @@ from bitgen.config import DataConfig
 from bitgen.data import open_data
 from bitgen.dataset import held_out
 from bitgen.images import BadImage, to_uint8
-from bitgen.shards import read_parquet, read_webdataset
+from bitgen.listing import as_captions, split_of
+from bitgen.prepare import check
+from bitgen.shards import read_parquet
+from bitgen.webdataset import read_webdataset
 
 LAYOUTS = {"coco": coco, "csv": csv_file, "webdataset": tar, "parquet": parquet,
            "webdataset json": lambda root: tar(root, kind="json"),
@@ -61,8 +78,61 @@ def test_splits_by_file_name(tmp_path):
     parquet(tmp_path, names=("train-0.parquet", "train-1.parquet", "validation-0.parquet", "test.parquet"), count=4)
     counts = {split: len(open_data(config(tmp_path, tmp_path), split, SIZE)) for split in ("train", "val", "test")}
     assert counts == {"train": 8, "val": 4, "test": 4}
-    for split in counts:  # one file by name is that file, whatever the split
-        assert open_data(config(tmp_path / "test.parquet", tmp_path), split, SIZE).image_ids[0] == "12.png"
+    for name, split in (("validation-0.parquet", "val"), ("test.parquet", "test")):  # one file is what its name says
+        assert len(open_data(config(tmp_path / name, tmp_path), split, SIZE)) == 4
+        with pytest.raises(ValueError, match=f"no split 'train'; it has {split}"):
+            open_data(config(tmp_path / name, tmp_path), "train", SIZE)
+
+
+ROW_SPLITS = ["train", "restval", "Validation", "test", "val", "test"]
+
+
+def csv_with_splits(root, splits):
+    write_images(root / "images", len(splits))
+    with open(root / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption", "split"),
+                                    *((f"{i}.png", f"photo {i}", split) for i, split in enumerate(splits))])
+
+
+def parquet_with_splits(root, splits):
+    half = len(splits) // 2
+    for name, rows in (("photos-0.parquet", range(half)), ("photos-1.parquet", range(half, len(splits)))):
+        parquet_rows(root / name, [(i, f"{i}.png", f"photo {i}") for i in rows], split=[splits[i] for i in rows])
+
+
+@pytest.mark.parametrize("write", [csv_with_splits, parquet_with_splits])
+def test_a_column_says_which_split_a_row_is_of(tmp_path, write):
+    write(tmp_path, ROW_SPLITS)
+    of = {split: open_data(config(tmp_path, tmp_path), split, SIZE) for split in ("train", "val", "test")}
+    assert {split: set(data.image_ids) for split, data in of.items()} == {
+        "train": {"0.png", "1.png"}, "val": {"2.png", "4.png"}, "test": {"3.png", "5.png"}}
+    assert tuple(of["test"].pixels(1, SIZE)[:, 0, 0].tolist()) == colour(5)  # prepared apart from the other splits
+    assert of["test"][1].image.getpixel((0, 0)) == colour(5) and of["test"].captions == [["photo 3"], ["photo 5"]]
+
+
+@pytest.mark.parametrize("write", [csv_with_splits, parquet_with_splits])
+@pytest.mark.parametrize("wrong", ["later", ""])
+def test_a_row_of_no_split_is_named(tmp_path, write, wrong):
+    write(tmp_path, ["train", "test", wrong, "train"])
+    with pytest.raises(ValueError, match=f"row [02].split: expected train, restval, val or test, got '{wrong}'"):
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+
+
+@pytest.mark.parametrize("name, split", [
+    ("cc3m-validation-0000.tar", "val"), ("flickr30k_test.parquet", "test"), ("train2017.json", "train"),
+    ("val2014.json", "val"), ("Dev", "val"), ("testing", "test"), ("train-test.csv", "train"), ("restval", "train"),
+    ("test-00000-of-00001.parquet", "test"), ("devices.parquet", None), ("valley.csv", None),
+    ("testimonials.csv", None), ("captions.txt", None), ("my photos.csv", None),
+])
+def test_a_split_is_a_whole_word_of_a_name(name, split):
+    assert split_of(name) == split
+
+
+def test_shards_whose_names_begin_with_the_data_sets(tmp_path):
+    for name in ("cc3m-train-0000.tar", "cc3m-validation-0000.tar"):
+        tar(tmp_path, count=3, name=name)
+    splits = [open_data(config(tmp_path, tmp_path), split, SIZE).image_ids for split in ("train", "val")]
+    assert [ids[0].partition("/")[0] for ids in splits] == ["cc3m-train-0000", "cc3m-validation-0000"]
 
 
 def test_coco_keeps_its_own_splits(tmp_path):
@@ -91,6 +161,63 @@ def test_image_root_is_where_the_images_are(tmp_path):
         open_data(config(tmp_path, tmp_path, image_root=str(tmp_path / "nowhere")), "train", SIZE)
 
 
+def test_images_are_looked_for_where_the_first_of_them_is(tmp_path):
+    csv_file(tmp_path)
+    rows = (tmp_path / "captions.csv").read_text().splitlines()
+    (tmp_path / "captions.csv").write_text("\n".join([rows[0], *(f"images/{row}" for row in rows[1:])]))
+    for settings in (config(tmp_path, tmp_path), config(tmp_path, tmp_path, image_root=str(tmp_path))):
+        dataset = open_data(settings, "train", SIZE)
+        assert len(dataset) == 11 and dataset[0].image.getpixel((0, 0)) == colour(0)
+
+
+def test_image_root_of_coco_may_hold_a_folder_for_each_split(tmp_path):
+    for split, count in (("train2017", 4), ("val2017", 3)):
+        coco(tmp_path, count=count, split=split)
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        (tmp_path / split).rename(tmp_path / "pictures" / split)
+    for split, name, count in (("train", "train2017", 4), ("val", "val2017", 3)):
+        for image_root in (tmp_path / "pictures", tmp_path / "pictures" / name):
+            dataset = open_data(config(tmp_path, tmp_path, image_root=str(image_root)), split, SIZE)
+            assert len(dataset) == count and dataset.listing.read(2) == str(tmp_path / "pictures" / name / "2.png")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("folder", [".", "images", "elsewhere"])
+def test_parquet_may_name_images_that_lie_beside_it(tmp_path, alone, folder):
+    write_images(tmp_path / folder, 4)
+    path_rows(tmp_path / "train.parquet", [f"{i}.png" for i in range(4)], alone)
+    image_root = str(tmp_path / folder) if folder == "elsewhere" else None
+    settings = config(tmp_path, tmp_path, val_fraction=0.25, image_root=image_root)
+    data = [open_data(settings, split, SIZE) for split in ("train", "val")]
+    assert {name: tuple(some.pixels(i, SIZE)[:, 0, 0].tolist()) for some in data
+            for i, name in enumerate(some.image_ids)} == {f"{i}.png": colour(i) for i in range(4)}
+    before = data[0].listing.fingerprint
+    write_images(tmp_path / folder, 4, broken=range(4))
+    assert open_data(config(tmp_path, tmp_path, val_fraction=0.25, image_root=image_root, max_bad_fraction=1), "train",
+                     SIZE).listing.fingerprint != before
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("name, match", [
+    ("0.png", "images must be embedded, or their folder given with data.image_root"),
+    ("/etc/hostname", "expected the name of a file in"),
+    ("../layouts.py", "expected the name of a file in"),
+])
+def test_parquet_that_names_images_that_are_not_there(tmp_path, alone, name, match):
+    path_rows(tmp_path / "train.parquet", [name] * 3, alone)
+    with pytest.raises(ValueError, match=f"train.parquet: .*{match}"):
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+
+
+def path_rows(path, names, alone):
+    """Parquet whose images are paths: `alone`, or with bytes that are null."""
+    if not alone:
+        return parquet_rows(path, [(None, name, f"photo {name}") for name in names])
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+    write_table(arrow.table({"image": names, "caption": [f"photo {name}" for name in names]}), path)
+
+
 def test_captions_without_words_and_images_without_captions_are_left_out(tmp_path):
     captions = [{"id": 1, "image_id": 0, "caption": " \0 "}, {"id": 2, "image_id": 0, "caption": "a dog"},
                 {"id": 3, "image_id": 1, "caption": ""}, {"id": 4, "image_id": 2, "caption": "a cat"}]
@@ -116,6 +243,45 @@ def test_one_parquet_file_never_gives_an_image_to_training_and_validation(tmp_pa
     assert (len(train), len(val)) == (9, 3) and not train & val
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         open_data(photos, "test", SIZE)
+
+
+def test_parquet_rows_without_a_path_are_held_out_alike_however_the_folder_is_spelled(tmp_path, monkeypatch):
+    parquet(tmp_path, count=40, with_path=False)
+    monkeypatch.chdir(tmp_path)
+    train, val = open_data(config(".", tmp_path), "train", SIZE), open_data(config(tmp_path, tmp_path), "val", SIZE)
+    assert val.image_ids[0].startswith("train.parquet: row group ") and not set(train.image_ids) & set(val.image_ids)
+    assert len(train) + len(val) == len({texts[0] for dataset in (train, val) for texts in dataset.captions}) == 40
+
+
+def test_parquet_rows_of_one_path_are_one_image_only_where_their_bytes_are(tmp_path):
+    rows = [(1, "image.png", "a cat"), (2, "image.png", "a dog"), (3, "other.png", "a cup"), (1, "image.png", "a pet"),
+            (2, "image.png", "a puppy")]
+    parquet_rows(tmp_path / "train.parquet", rows)
+    listing = read_parquet([tmp_path / "train.parquet"])
+    assert listing.captions == [["a cat", "a pet"], ["a dog", "a puppy"], ["a cup"]]
+    assert [listing.read(i) for i in range(3)] == [jpeg(1), jpeg(2), jpeg(3)]
+    assert listing.image_ids[0] == "image.png" and listing.image_ids[1].startswith("image.png#")
+
+
+@pytest.mark.parametrize("captions, kept", [
+    (["a dog", None, "a cat"], [["a dog"], [], ["a cat"]]),
+    ([["a dog", None], [None], None], [["a dog"], [], []]),
+    ([float("nan"), None, float("nan")], [[], [], []]),
+])
+def test_captions_that_are_missing_in_parquet_are_left_out(tmp_path, captions, kept):
+    parquet_rows(tmp_path / "train.parquet", [(i, f"{i}.png", text) for i, text in enumerate(captions)])
+    assert read_parquet([tmp_path / "train.parquet"]).captions == kept
+
+
+@pytest.mark.parametrize("value", [3, [3], {"raw": "a dog"}, [{"text": "a dog"}], 0.5])
+def test_what_is_no_caption_is_refused_and_so_are_missing_ones_where_none_may_be(value):
+    for nulls in (True, False):
+        with pytest.raises(ValueError, match="here: expected a caption"):
+            as_captions(value, "here", nulls)
+    for missing in (None, [None], float("nan")):
+        with pytest.raises(ValueError, match="here: expected a caption"):
+            as_captions(missing, "here")
+        assert as_captions(missing, "here", nulls=True) == []
 
 
 def test_limit_takes_the_first_training_images(tmp_path):
@@ -168,6 +334,8 @@ def test_a_row_of_parquet_without_an_image_is_one_unreadable_image(tmp_path):
 
 @pytest.mark.parametrize("said, captions", [
     ('["a dog", "a cat"]', ["a dog", "a cat"]), ('[{"raw": "a dog"}]', ["a dog"]), ("[3]", ["[3]"]),
+    ("['a dog', \"a dog's cup\"]", ["a dog", "a dog's cup"]), ("['a' 'b']", ["['a' 'b']"]), ("['a', 3]", ["['a', 3]"]),
+    ("['a'] + ['b']", ["['a'] + ['b']"]), ("[]", []),
     ("[a dog]", ["[a dog]"]), ("[" * 100_000, ["[" * 100_000]), ('["a", null]', ['["a", null]']),
 ])
 def test_a_caption_in_brackets_is_a_list_only_where_it_is_one(tmp_path, said, captions):
@@ -175,6 +343,14 @@ def test_a_caption_in_brackets_is_a_list_only_where_it_is_one(tmp_path, said, ca
     with open(tmp_path / "train.csv", "w", newline="") as file:
         csv.writer(file).writerows([("image", "caption"), ("0.png", said)])
     assert read_csv(tmp_path / "train.csv").captions == [captions]
+
+
+def test_a_quoted_caption_may_have_lines_commas_and_quotes(tmp_path):
+    write_images(tmp_path, 1)
+    said = 'a "stop" sign,\nleft of it a dog, and\r\nphoto.png below'
+    with open(tmp_path / "train.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), ("0.png", said)])
+    assert read_csv(tmp_path / "train.csv").captions == [[said]]
 
 
 def test_validation_images_stay_when_others_come():
@@ -278,6 +454,10 @@ def test_bad_karpathy_records_are_named(tmp_path, record, match):
     ("image,caption\n0.png\n", "row 0"), ("image,caption\n../x.png,a\n", "row 0"), 
     (b"image,caption\n\xff,a\n", "UTF-8"),
     ("image,caption\n", "no images"),
+    ('image,caption\n0.png,a dog\n1.png,"stop sign\n2.png,a cat\n', "from line 3 on: unexpected end.*stands twice"),
+    ('image,caption\n0.png,a dog\n1.png,"stop" says a sign\n', "from line 3 on.*stands twice"),
+    ('image,caption\n0.png,"stop sign\n1.png,a cat"\n', "row 0: .*'1.png,a cat"),
+    ('caption,image\n"stop sign,0.png\na cat, a cup,1.png\nthe end",2.png\n', "row 0: .*'a cat, a cup,1.png'"),
 ])
 def test_bad_csv_is_named(tmp_path, content, match):
     (tmp_path / "data.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -303,6 +483,37 @@ def test_bad_parquet_is_named(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(ValueError, match="train.parquet: not a readable parquet file"):
         open_data(config(tmp_path, tmp_path), "train", SIZE)
+
+
+def damaged_parquet(root):
+    """Twelve images in row groups of five, of which the first cannot be read."""
+    parquet(root)
+    from pyarrow.parquet import ParquetFile
+    group = ParquetFile(root / "train.parquet").metadata.row_group(0)
+    at = {group.column(i).path_in_schema: group.column(i).data_page_offset for i in range(group.num_columns)}
+    content = bytearray((root / "train.parquet").read_bytes())
+    content[at["image.bytes"]:at["image.bytes"] + 40] = b"\xff" * 40
+    (root / "train.parquet").write_bytes(content)
+
+
+def test_a_damaged_page_of_parquet_is_the_images_in_it(tmp_path):
+    damaged_parquet(tmp_path)
+    with pytest.raises(ValueError, match=r"images are unreadable(.|\n)*train.parquet: .*\(row group 0\)"):
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+    listing = read_parquet([tmp_path / "train.parquet"])
+    assert listing.read(5) == jpeg(5)
+    with pytest.raises(BadImage, match=r"train.parquet: not a readable parquet file.*\(row group 0\)"):
+        listing.read(4)
+    report = check(config(tmp_path, tmp_path))
+    assert list(report["splits"]["train"]["unreadable"]) == [f"{i}.png" for i in range(5)]
+
+
+def test_a_shard_that_is_gone_is_unreadable_images(tmp_path):
+    tar(tmp_path)
+    listing = read_webdataset([tmp_path / "train-000.tar"])
+    (tmp_path / "train-000.tar").unlink()
+    with pytest.raises(BadImage, match="train-000.tar: sample 1: No such file"):
+        listing.read(1)
 
 
 def test_a_few_bad_images_are_recorded_and_too_many_stop(tmp_path):

@@ -1,12 +1,16 @@
 """Looking a data set over: counts, what is wrong with it, a contact sheet."""
 
+import dataclasses
 import json
 
 import pytest
 from layouts import config, csv_file, jpeg, karpathy, memory, parquet
 from PIL import Image
 
+from bitgen import data_figures
 from bitgen.cli import main
+from bitgen.config import DataConfig
+from bitgen.data import open_data
 from bitgen.prepare import check, contact_sheet, summary
 
 
@@ -41,6 +45,30 @@ def test_contact_sheet(tmp_path):
         assert min(sheet.size) > 100
 
 
+@pytest.mark.parametrize("count, bad, shown", [
+    (30, (), [k * 30 // 24 for k in range(24)]),  # spread, to the end
+    (10, {0, 3}, [1, 2, 4, 5, 6, 7, 8, 9]),
+    (48, set(range(0, 48, 2)), list(range(1, 48, 2))),  # others stand in
+])
+def test_a_contact_sheet_is_of_images_all_over_the_data_set(tmp_path, monkeypatch, count, bad, shown):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    draw = data_figures.contact_sheet
+    monkeypatch.setattr(data_figures, "contact_sheet", lambda images, captions, **named: (
+        drawn.extend(int(texts[0].split()[1]) for texts in captions), draw(images, captions, **named))[1])
+    contact_sheet(memory(count=count, bad=bad), tmp_path / "sheet.png")
+    assert drawn == shown
+
+
+def test_where_no_image_can_be_read_the_report_is_given_and_no_sheet(tmp_path, capsys):
+    karpathy(tmp_path, count=4, broken=range(4))
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", "check", str(tmp_path), "--sheet", str(sheet)]) == 65
+    said = capsys.readouterr()
+    assert "unreadable images: 2" in said.out and not sheet.exists()
+    assert said.err.endswith("bitgen: no image could be read: no contact sheet\n")
+
+
 @pytest.mark.parametrize("write, counted", [
     (lambda root: csv_file(root, name="val.csv"), "val: 12 images"),
     (lambda root: csv_file(root, count=1), "train: 1 images"),
@@ -51,3 +79,17 @@ def test_whatever_it_holds_it_is_looked_over(tmp_path, write, counted, capsys):
     write(tmp_path)
     assert main(["data", "check", str(tmp_path), "--sheet", str(tmp_path / "sheet.png")]) == 0
     assert counted in capsys.readouterr().out and (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_what_is_prepared_is_what_training_with_these_settings_finds(tmp_path, monkeypatch, caplog):
+    csv_file(tmp_path, count=20)
+    (tmp_path / "images" / "7.png").write_bytes(b"broken")
+    given = {"val_fraction": 0.25, "limit": 12, "max_bad_fraction": 0.5, "cache": str(tmp_path / "pixels")}
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["data", "prepare", str(tmp_path), "--image-size", "8", *options]) == 0
+    monkeypatch.setattr("bitgen.dataset.PREPARE_BYTES", 0)
+    settings = DataConfig(root=str(tmp_path), **given)
+    for split in ("train", "val"):
+        assert open_data(settings, split, 8).prepared(8) is not None and not caplog.messages
+    assert open_data(dataclasses.replace(settings, limit=11), "train", 8).prepared(8) is None
+    assert [message for message in caplog.messages if "11 train images" in message and "data prepare" in message]

@@ -28,7 +28,7 @@ ORDER = """
     drawing figures feature_figures memory_figures network_figures data_figures page
     images scene_words scenes transformer memory
     lean vision text generation fusion tokenizer
-    listing shards annotations formats cache streamed dataset
+    folders listing shards webdataset annotations formats cache streamed dataset
     processing cooccurrence negatives data prepare
     model
     matching
