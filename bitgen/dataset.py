@@ -143,6 +143,8 @@ def _split(splits: Splits, config: DataConfig, split: str) -> Listing:
     source = splits.get(split)
     if source is None and split == "val":
         source = splits.get("train")
+    if source is None and split != "train" and len(splits) == 1 and Path(config.root).expanduser().is_file():
+        source = next((read for name, read in splits.items() if name != "train"), None)  # the file that was named
     if source is None:
         raise ValueError(f"{config.root}: no split {split!r}; it has {', '.join(sorted(splits)) or 'none'}")
     listing = _with_captions(source(), distinct=split == "train")

@@ -33,6 +33,8 @@ from bitgen.listing import (
 
 STRINGS = ("string", "large_string")
 
+PROBED = 50
+"""Paths shared by several rows whose bytes are read: where each is one image, so are all, as rows of a caption each."""
 Place = tuple[int, int] | str
 """Where parquet has an image: a row group and the row in it, or the path of a file."""
 
@@ -51,7 +53,7 @@ def read_parquet(files: Sequence[Path], split: str | None = None, image_root: st
     """Parquet with `image` and `captions`. Image bytes stay on disk until they are read.
 
     An image is bytes, {bytes, path}, or a path alone, of a file below `image_root` or beside the parquet. Rows of the
-    same `path` are one image where their bytes are the same: those that share a path are read to see it. `split`: only
+    same `path` are one image where their bytes are the same: of some that share a path they are read to see it. `split`: only
     rows whose column `split` names it. Raises `ValueError` naming the file for no parquet, a missing column and image
     files that are not there, and the row for a `split` that is none and a path that leads elsewhere.
     """
@@ -150,10 +152,14 @@ def _told_apart(rows: list[tuple[str, list[str], Place]],
                 groups: list[tuple[Path, int, str]]) -> Iterator[tuple[str, list[str], Place]]:
     """Rows (path, captions, place) with another id where a path comes again with other bytes."""
     read, names = _RowGroups(groups, [place for _, _, place in rows]), Names()
-    times = Counter(path for path, _, _ in rows)
+    times = Counter(path for path, _, place in rows if not isinstance(place, str))
+    shared = [path for path, count in times.items() if count > 1]
+    probed = set(shared[:PROBED])
+    if all(names(path, _content(read, i)) == path for i, (path, _, _) in enumerate(rows) if path in probed):
+        yield from rows
+        return
     for i, (path, texts, place) in enumerate(rows):
-        shared = times[path] > 1 and not isinstance(place, str)
-        yield names(path, _content(read, i)) if shared else path, texts, place
+        yield names(path, _content(read, i)) if times[path] > 1 else path, texts, place
 
 
 def _content(read: _RowGroups, i: int) -> bytes:

@@ -236,6 +236,15 @@ def test_captions_come_as_they_can_be_drawn_and_logged(tmp_path):
     assert dataset.captions[0] == ["x" * 2000, "a\ufffd b"]
 
 
+def test_a_file_that_is_held_out_serves_whichever_evaluation_asks(tmp_path):
+    parquet(tmp_path, 6, names=("val.parquet",))
+    found = [open_data(config(tmp_path / "val.parquet", tmp_path), split, SIZE).image_ids for split in ("val", "test")]
+    assert found[0] == found[1] and len(found[0]) == 6
+    for root, split in ((tmp_path / "val.parquet", "train"), (tmp_path, "test")):
+        with pytest.raises(ValueError, match=f"no split '{split}'; it has val"):
+            open_data(config(root, tmp_path), split, SIZE)
+
+
 def test_one_parquet_file_never_gives_an_image_to_training_and_validation(tmp_path):
     parquet(tmp_path, names=("photos.parquet",))
     photos = config(tmp_path / "photos.parquet", tmp_path, val_fraction=0.25)
