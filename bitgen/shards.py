@@ -53,9 +53,9 @@ def read_parquet(files: Sequence[Path], split: str | None = None, image_root: st
     """Parquet with `image` and `captions`. Image bytes stay on disk until they are read.
 
     An image is bytes, {bytes, path}, or a path alone, of a file below `image_root` or beside the parquet. Rows of the
-    same `path` are one image where their bytes are the same: of some that share a path they are read to see it. `split`: only
-    rows whose column `split` names it. Raises `ValueError` naming the file for no parquet, a missing column and image
-    files that are not there, and the row for a `split` that is none and a path that leads elsewhere.
+    same `path` are one image where their bytes are the same: of some that share a path they are read to see it.
+    `split`: only rows whose column `split` names it. Raises `ValueError` naming the file for no parquet, a missing
+    column and image files that are not there, and the row for a `split` that is none and a path that leads elsewhere.
     """
     groups: list[tuple[Path, int, str]] = []
     rows = [row for file in files for row in _parquet_rows(file, groups, split, image_root)]
