@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from bitgen import card, checkpoint, record
 from bitgen.config import HubConfig
 from bitgen.outbox import ROOT, STATE, Outbox, State, step_of
-from bitgen.repository import NAME, Limits
+from bitgen.repository import NAME, Limits, blob_id
 from bitgen.upload import Job, Outcome
 
 RETRIED = ("transient", "conflict")
@@ -108,6 +108,24 @@ class Publisher:
             self._remember()
             self._changed.notify_all()
         self._start()
+
+    def pushed(self) -> dict:
+        """What a checkpoint keeps of this, so that the run can go on elsewhere: where it pushed to, and what."""
+        with self._changed:
+            return {"repository": self.where, "steps": list(self.state.pushed),
+                    "manifests": dict(self.state.manifests)}
+
+    def adopt(self, pushed: dict, resumed: Path | None) -> None:
+        """Take over what the run `pushed` to this repository from another folder, and the checkpoint that it was
+        `resumed` with, where that came from there: they are its own, and rotate out."""
+        with self._changed:
+            if self.state.pushed or pushed["repository"] != self.where:
+                return
+            self.state.pushed, self.state.manifests = list(pushed["steps"]), dict(pushed["manifests"])
+            if resumed is not None:
+                self.state.pushed.append(int(checkpoint.NAME.fullmatch(resumed.name)[1]))
+                self.state.manifests[resumed.name] = blob_id((resumed / checkpoint.MANIFEST).read_bytes())
+            self._remember()
 
     def close(self, timeout: float = 900.0) -> PushStatus:
         """Waits until the last checkpoint is on the Hub, or cannot be, at most `timeout` seconds.

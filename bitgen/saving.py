@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from bitgen import card, checkpoint
 from bitgen.config import Config
 from bitgen.exits import PUSH, Stop
+from bitgen.hub import split_revision
 from bitgen.outbox import ROOT
 from bitgen.push import Publisher
 
@@ -60,6 +61,16 @@ class Saver:
         self._write_card()
         if self.publisher:
             self.publisher.offer(step, best_step)
+
+    def pushed(self) -> dict | None:
+        """What a checkpoint keeps of the pushes so far; None where there is no Hub."""
+        return self.publisher and self.publisher.pushed()
+
+    def adopt(self, pushed: dict | None, resumed: Path, source: str) -> None:
+        """Go on with the pushes of a run that is resumed from `source`, of which `resumed` is the checkpoint."""
+        if self.publisher and pushed:
+            here = source.startswith("hub://") and split_revision(source.removeprefix("hub://"))[0]
+            self.publisher.adopt(pushed, resumed if here == self.publisher.hub.repo else None)
 
     def landed(self) -> int | None:
         """Step of the newest checkpoint that is on the Hub, 0 before the first; None where there is no Hub."""

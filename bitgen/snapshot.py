@@ -195,11 +195,13 @@ def _put_back(metrics: bytes, run_folder: Path) -> None:
         tqdm.write(f"warning: {path} was not put back: {error}", file=sys.stderr)
 
 
-def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """(path, tensor) of every floating-point tensor in nested containers."""
+def _tensors(value: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(path, tensor) of every floating-point tensor in nested containers, each of which is entered once."""
+    seen = set() if seen is None else seen
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield name.removeprefix("/"), value
-    elif isinstance(value, (dict, list, tuple)):
+    elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+        seen.add(id(value))
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _tensors(part, f"{name}/{key}")
+            yield from _tensors(part, f"{name}/{key}", seen)

@@ -263,7 +263,8 @@ class Trainer:
         if ends:
             self.meter.scalars()  # with the last validation, which no row of the log is left to tell of
         with self.meter.aside():
-            progress = {name: getattr(self, name) for name in PROGRESS} | {"unreadable": dict(self.journal.bad)}
+            progress = {name: getattr(self, name) for name in PROGRESS} | {
+                "unreadable": dict(self.journal.bad), "pushed": self.saver and self.saver.pushed()}
             state = snapshot.take(self.folder, self.objective, self.optimizer, self.accelerator, progress)
             if self.saver:
                 self._recount()
@@ -308,6 +309,7 @@ class Trainer:
             setattr(self, name, progress.get(name, getattr(self, name)))  # older runs counted less
         if self.saver:
             self.saver.publish(self.resume_from)
+            self.saver.adopt(progress.get("pushed"), self.resume_from, self.config.resume)
         return known | progress["unreadable"]
 
     def _share_unreadable(self) -> None:

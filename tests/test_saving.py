@@ -53,7 +53,7 @@ def test_a_run_goes_on_elsewhere_from_the_hub_to_the_bit(hub, tmp_path, capsys, 
     capsys.readouterr()
     Trainer(config(there, "--resume", f"hub://{REPO}", "--hub.repo", REPO)).fit()
     assert f"{REPO} on the Hub holds checkpoint-6" in capsys.readouterr().err
-    assert differences(state_of(whole, 6), state_of(there, 6)) == ["/metrics"]
+    assert differences(state_of(whole, 6), state_of(there, 6)) == ["/progress/pushed", "/metrics"]
     assert (whole / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
     assert [steady(line) for line in read_metrics(whole)] == [steady(line) for line in read_metrics(there)]
     costs = [accounting.read(folder) for folder in (whole, there)]
@@ -84,6 +84,19 @@ def test_no_path_of_this_computer_goes_to_the_hub(hub, tmp_path):
         assert data_settings(str(source), None, None).root == str(photos)
     shutil.rmtree(tower)
     Trainer(replace(run, resume="auto", optim=replace(run.optim, max_steps=3))).fit()
+
+
+def test_a_run_that_goes_on_elsewhere_lets_its_old_checkpoints_rotate_out(hub, tmp_path):
+    """And no other run's."""
+    here, there, hubbed = tmp_path / "here", tmp_path / "there", ["--hub.repo", REPO, "--hub.keep", "2"]
+    hub.seed(REPO, {"checkpoint-1/MANIFEST.json": b"{}"})
+    for step in ("2", "3", "4"):
+        Trainer(config(here, *hubbed, "--optim.max-steps", step, "--resume", "auto")).fit()
+    held = lambda: {name.split("/")[0] for name in hub.files(REPO) if "/" in name}  # noqa: E731
+    assert held() == {"checkpoint-1", "checkpoint-3", "checkpoint-4"}
+    shutil.rmtree(here)
+    Trainer(config(there, *hubbed, "--resume", f"hub://{REPO}")).fit()
+    assert held() == {"checkpoint-1", "checkpoint-4", "checkpoint-6"}
 
 
 def test_the_log_tells_what_is_on_the_hub_and_the_doctor_reads_it(hub, tmp_path, monkeypatch):
