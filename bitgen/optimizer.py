@@ -117,11 +117,15 @@ class MuonAdamW(Optimizer):
 
 
 def named_state(optimizer: Optimizer, model: nn.Module) -> dict:
-    """The optimizer's `state_dict` with weights by their names, where torch numbers them group by group."""
+    """The optimizer's `state_dict` with weights by their names, where torch numbers them group by group.
+
+    All in one order, whatever was loaded before: equal states are equal files.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {"state": {names[id(parameter)]: moments for parameter, moments in optimizer.state.items()},
-            "param_groups": [group | {"params": [names[id(parameter)] for parameter in group["params"]]}
-                             for group in optimizer.param_groups]}
+    state = {names[id(parameter)]: moments for parameter, moments in optimizer.state.items()}
+    groups = [group | {"params": [names[id(parameter)] for parameter in group["params"]]}
+              for group in optimizer.param_groups]
+    return {"state": dict(sorted(state.items())), "param_groups": [dict(sorted(group.items())) for group in groups]}
 
 
 def load_named_state(optimizer: Optimizer, model: nn.Module, saved: dict) -> None:
