@@ -86,8 +86,9 @@ def test_no_path_of_this_computer_goes_to_the_hub(hub, tmp_path):
     Trainer(replace(run, resume="auto", optim=replace(run.optim, max_steps=3))).fit()
 
 
-def test_a_run_that_goes_on_elsewhere_lets_its_old_checkpoints_rotate_out(hub, tmp_path):
+def test_a_run_that_goes_on_elsewhere_lets_its_old_checkpoints_rotate_out(hub, tmp_path, monkeypatch):
     """And no other run's."""
+    monkeypatch.setattr(Trainer, "_validated", lambda self: False)
     here, there, hubbed = tmp_path / "here", tmp_path / "there", ["--hub.repo", REPO, "--hub.keep", "2"]
     hub.seed(REPO, {"checkpoint-1/MANIFEST.json": b"{}"})
     for step in ("2", "3", "4"):
