@@ -48,7 +48,7 @@ NOTHING = "Nothing is loaded."
 EMPTY = """
 ## No model yet
 
-BitGen searches pictures with words once it has a model. Train the demo's, in about twelve minutes on two cores:
+BitGen searches pictures with words once it has a model. Train the demo's, in about ten minutes on two cores:
 
     make demo
 

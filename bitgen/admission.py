@@ -175,7 +175,7 @@ def check_state(path: Path) -> None:
                 raise ValueError(f"{entry.filename!r:.80} has {entry.file_size:,} bytes; at most {PICKLE:,} are "
                                  "unpickled")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if sum(tensor.numel() * tensor.itemsize for tensor in _tensors(state)) > path.stat().st_size:
+        if sum(tensor.numel() * tensor.itemsize for _, tensor in tensors(state)) > path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
     except Exception as error:  # unpicklers raise whatever a damaged stream leads them to
         raise ValueError(f"{path}: not a training state: {brief(error)}") from None
@@ -256,13 +256,15 @@ def _finite(tensor: Tensor) -> bool:
     return all(bool(part.isfinite().all()) for part in tensor.flatten().split(1 << 20))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested containers, each of which is entered once: the ways through them may be past counting."""
-    todo, seen = [value], set()
+def tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """(path, tensor) of those in nested containers, each of which is entered once: the ways through them may be past
+    counting."""
+    todo, seen = [("", value)], set()
     while todo:
-        value = todo.pop()
+        path, value = todo.pop()
         if isinstance(value, Tensor):
-            yield value
+            yield path.removeprefix("/"), value
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
-            todo += value.values() if isinstance(value, dict) else value
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            todo += [(f"{path}/{key}", part) for key, part in parts]

@@ -186,11 +186,6 @@ class Catalogue:
         """Every picture's id with the file it was read from."""
         return dict(self._db.execute("SELECT id, path FROM items ORDER BY row"))
 
-    def stamps(self) -> dict[str, tuple[int, int] | None]:
-        """Every picture's id with the `Item.stamp` of its file."""
-        found = self._db.execute("SELECT id, size, changed FROM items LEFT JOIN files USING (row)")
-        return {name: _stamp(size, changed) for name, size, changed in found}
-
     def row(self, name: str) -> int:
         """Row of a picture. Raises `ValueError` for an id that is not there."""
         found = self._db.execute("SELECT row FROM items WHERE id = ?", (name,)).fetchone()

@@ -306,6 +306,8 @@ def data(argv: list[str]) -> int:
 
     commands = {"check": Check, "prepare": Prepare}
     options = tyro.extras.subcommand_cli_from_dict(commands, prog="bitgen data", args=argv)
+    if isinstance(options, Check):
+        _check_files(json=options.json, sheet=options.sheet)
     config = DataConfig(**{name: value for name, value in vars(options).items() if hasattr(DataConfig, name)})
     if isinstance(options, Prepare):
         for split, part in module.prepare(config, options.image_size).items():

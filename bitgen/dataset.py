@@ -140,12 +140,15 @@ def _scenes(config: DataConfig, split: str, image_size: int, seed: int) -> Datas
 
 
 def _split(splits: Splits, config: DataConfig, split: str) -> Listing:
-    """The listing of one split, carved out of the training images where the data has no validation split."""
+    """The listing of one split, carved out of the training images where the data has no validation split.
+
+    A single file that is held out stands for whichever evaluation split is asked for.
+    """
     source = splits.get(split)
     if source is None and split == "val":
         source = splits.get("train")
     if source is None and split != "train" and len(splits) == 1 and Path(config.root).expanduser().is_file():
-        source = next((read for name, read in splits.items() if name != "train"), None)  # the file that was named
+        source = next((read for name, read in splits.items() if name != "train"), None)
     if source is None:
         raise ValueError(f"{config.root}: no split {split!r}; it has {', '.join(sorted(splits)) or 'none'}")
     listing = _with_captions(source(), distinct=split == "train")

@@ -53,7 +53,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
 def uniformity(features: Tensor) -> float:
     """log of the mean of exp(-2 |x - y|^2) over pairs of different rows (N, D): 0 where all coincide, down to about
     -4 where unit rows are spread evenly over the sphere. Wang & Isola 2020, eq. 2 with t = 2; 0 for a single row.
-    Of more than 2,000 rows it takes that many, evenly spaced: pairs grow with the square.
+    Of more than 2,000 rows it takes at most that many, evenly spaced: pairs grow with the square.
     """
     if len(features) < 2:
         return 0.0

@@ -218,9 +218,9 @@ class Index:
         while most:
             found = engine.search(queries, min(wanted, most), allowed)
             kept = [_kept(rows, scores, places, k, threshold, distinct) for scores, places in zip(*found)]
-            through = [scores[-1] < threshold for scores in found[0]] if threshold is not None else [False] * len(kept)
-            if wanted >= most or distinct is None or all(
-                    done or len(each) == k for done, each in zip(through, kept)):
+            enough = (len(each) == k or threshold is not None and scores[-1] < threshold
+                      for each, scores in zip(kept, found[0]))
+            if wanted >= most or distinct is None or all(enough):
                 return self._named(side, kept)
             wanted *= 4
         return self._named(side, [[]] * len(queries))

@@ -133,9 +133,9 @@ def load_named_state(optimizer: Optimizer, model: nn.Module, saved: dict) -> Non
 
     Raises `ValueError` where it is of other weights.
     """
-    parameters = dict(model.named_parameters())
-    moved = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    places = {name: moved.index(id(parameters[name])) for name in parameters if id(parameters[name]) in moved}
+    moved = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    number = {id(parameter): i for i, parameter in enumerate(moved)}
+    places = {name: number[id(p)] for name, p in model.named_parameters() if id(p) in number}
     if {name for group in saved["param_groups"] for name in group["params"]} != places.keys():
         raise ValueError("the optimizer's state is of other weights")
     optimizer.load_state_dict({"state": {places[name]: moments for name, moments in saved["state"].items()},

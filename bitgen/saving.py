@@ -69,8 +69,8 @@ class Saver:
     def adopt(self, pushed: dict | None, resumed: Path, source: str) -> None:
         """Go on with the pushes of a run that is resumed from `source`, of which `resumed` is the checkpoint."""
         if self.publisher and pushed:
-            here = source.startswith("hub://") and split_revision(source.removeprefix("hub://"))[0]
-            self.publisher.adopt(pushed, resumed if here == self.publisher.hub.repo else None)
+            repo = split_revision(source.removeprefix("hub://"))[0] if source.startswith("hub://") else None
+            self.publisher.adopt(pushed, resumed if repo == self.publisher.hub.repo else None)
 
     def landed(self) -> int | None:
         """Step of the newest checkpoint that is on the Hub, 0 before the first; None where there is no Hub."""

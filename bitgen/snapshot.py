@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from bitgen import checkpoint
+from bitgen.admission import tensors
 from bitgen.config import Config, portable, to_dict
 from bitgen.exits import DAMAGED, NUMBERS, Stop
 from bitgen.hub import resolve_resume
@@ -84,7 +85,7 @@ def take(run_folder: Path, objective: Objective, optimizer: Optimizer, accelerat
              "optimizer": named_state(optimizer, objective.model),
              "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
              "here": here(accelerator), "metrics": _metrics(run_folder)}
-    if broken := [name for name, tensor in _tensors(state) if not torch.isfinite(tensor).all()]:
+    if broken := [name for name, tensor in tensors(state) if not torch.isfinite(tensor).all()]:
         raise Stop(f"{len(broken)} tensors hold NaN or infinity, such as {broken[0]}: not saved, and the checkpoint "
                    "before stands. Go on from that one with a tenth of optim.lr, or with --precision float32", NUMBERS)
     return state
@@ -147,7 +148,7 @@ def _without_folder(reason: str) -> str:
 
 def size(state: dict, model: BitGen) -> int:
     """Bytes of the tensors that `writers` write."""
-    return sum(tensor.numel() * tensor.element_size() for _, tensor in _tensors([state, model.state_dict()]))
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in tensors([state, model.state_dict()]))
 
 
 def here(accelerator: Accelerator) -> dict[str, Any]:
@@ -193,15 +194,3 @@ def _put_back(metrics: bytes, run_folder: Path) -> None:
             os.replace(partial, path)
     except OSError as error:
         tqdm.write(f"warning: {path} was not put back: {error}", file=sys.stderr)
-
-
-def _tensors(value: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """(path, tensor) of every floating-point tensor in nested containers, each of which is entered once."""
-    seen = set() if seen is None else seen
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield name.removeprefix("/"), value
-    elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
-        seen.add(id(value))
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _tensors(part, f"{name}/{key}", seen)

@@ -82,7 +82,7 @@ class Store:
         newer: what the other store found anew takes the place of what is here; else a file that could not be read here
         stays out too.
         """
-        here = self.catalogue.stamps() | ({} if newer else self.catalogue.skipped())
+        here = set(self.catalogue.ids()).union(() if newer else self.catalogue.skipped())
         for entries in other.chunks():
             entries = [entry for entry in entries
                        if entry[1].id not in here or newer and entry[1] != self.catalogue.item(entry[1].id)]

@@ -306,7 +306,7 @@ class Trainer:
             return known
         progress = snapshot.restore(self.resume_from, self.folder, self.objective, self.optimizer, self.accelerator)
         for name in PROGRESS:
-            setattr(self, name, progress.get(name, getattr(self, name)))  # older runs counted less
+            setattr(self, name, progress.get(name, getattr(self, name)))  # what it does not tell begins anew
         if self.saver:
             self.saver.publish(self.resume_from)
             self.saver.adopt(progress.get("pushed"), self.resume_from, self.config.resume)

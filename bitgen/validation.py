@@ -41,10 +41,10 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
     with torch.random.fork_rng(devices=gpu):
         torch.manual_seed(0)
         for start in range(0, len(places), batch_size):
-            rows, batch = _readable(collator, places[start: start + batch_size])
+            rows, read = _readable(collator, places[start: start + batch_size])
             if not rows:
                 continue
-            batch = batch.to(accelerator.device)
+            batch = read.to(accelerator.device)
             pixels = normalise(batch.pixel_values, config.vision.mean, config.vision.std)
             batch = dataclasses.replace(batch, pixel_values=pixels)
             with accelerator.autocast():
@@ -56,10 +56,10 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
             kept += rows
             for name, value in {**losses, **report}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(pixels) / len(places)
+        check_bad(collator.bad, len(data), config.data.max_bad_fraction)
+        sums = {name: value / (len(kept) / len(places)) for name, value in sums.items()}
         with accelerator.autocast():  # last of all, so that nothing above draws other random numbers for it
             sums |= leak(objective, image, batch)
-    check_bad(collator.bad, len(data), config.data.max_bad_fraction)
-    sums = {name: value * len(places) / len(kept) for name, value in sums.items()} if len(kept) < len(places) else sums
     gallery = Gallery(*(torch.cat(x).cpu() for x in (images, texts, owners)), indices=kept)
     recall = recall_at_k(gallery.image_features, gallery.text_features, gallery.owner)
     return {**sums, **{name: float(value) for name, value in recall.items()}, "images": len(kept)}, gallery

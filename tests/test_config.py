@@ -1,9 +1,12 @@
 """Settings on the command line and in files: as people write them; what is wrong is named with what is right."""
 
+import subprocess
+import sys
+
 import pytest
 
 from bitgen.cli import main, parse_config
-from bitgen.config import load_preset, located, portable
+from bitgen.config import Config, load_preset, located, portable
 
 
 @pytest.mark.parametrize("given, near", [
@@ -57,3 +60,44 @@ def test_settings_that_leave_this_computer_tell_no_path_and_are_found_again_wher
                     "vision": own["vision"] | {"tower": {"path": ".../tower"}}}
     assert portable(sent) == sent and located(sent, own) == own
     assert located(sent, {"data": {"root": "/disk/ann/flickr"}, "vision": None}) == sent == located(sent, {})
+
+
+def test_evaluate_refuses_a_number_of_candidates_before_it_loads_anything(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path / "nowhere"), "--rerank", "-1"]) == 65
+    assert "rerank must be at least 0, got -1" in capsys.readouterr().err
+
+
+def test_the_guides_numbers_stand_in_the_coco_preset():
+    coco = load_preset("coco")
+    optim, loss, model = coco.optim, coco.loss, coco.model
+    assert (optim.batch_size, optim.accumulation, optim.lr, optim.weight_decay) == (128, 2, 2e-4, 0.02)
+    assert (optim.warmup_steps, optim.epochs, optim.patience, optim.min_delta, optim.clip) == (1000, 50, 5, 0.001, 1.0)
+    assert (loss.itc, loss.itm, loss.text, loss.memory_kl, loss.queue) == (1.0, 0.5, 0.5, 0.1, 4096)
+    assert (loss.label_smoothing, model.temperature, coco.hub.push_every, coco.keep) == (0.1, 0.07, 1000, 5)
+    assert (model.hidden_size, model.text_layers, model.decoder_layers, model.num_heads) == (128, 4, 2, 4)
+    assert (model.intermediate_size, model.vocab_size, model.memory_slots, model.max_tokens) == (256, 50257, 32, 256)
+    assert coco.data.val_fraction == 0.05
+
+
+def test_an_unknown_setting_ends_with_status_2_and_the_nearest_one():
+    done = subprocess.run([sys.executable, "-m", "bitgen", "train", "--optim.lrr", "1"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--optim.lr" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("argv, told", [
+    (["train", "--config", "coko"], "did you mean 'coco'"),
+    (["train", "--config", "scenes", "--data", "nowhere"], "nowhere"),
+    (["evaluate", "nowhere/at all"], "no such folder"),
+])
+def test_bad_input_is_one_line_and_status_65(argv, told, capsys):
+    assert main(argv) == 65
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1
+
+
+def test_settings_on_the_command_line_win_over_presets_and_presets_over_defaults(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: [nano]\noptim: {lr: 0.5, epochs: 3}\n")
+    found = parse_config(["--config", str(mine), "--optim.lr", "0.25", "--data", "photos"])
+    assert (found.optim.lr, found.optim.epochs, found.model.hidden_size, found.data.root) == (0.25, 3, 64, "photos")
+    assert found.loss == Config().loss

@@ -15,7 +15,6 @@ from layouts import (
     jpeg,
     karpathy,
     parquet,
-    parquet_rows,
     shard,
     tar,
     texts,
@@ -26,11 +25,8 @@ from bitgen.annotations import read_coco, read_csv
 from bitgen.cache import check_bad
 from bitgen.config import DataConfig
 from bitgen.data import open_data
-from bitgen.dataset import held_out
 from bitgen.images import BadImage, to_uint8
-from bitgen.listing import as_captions, split_of
-from bitgen.prepare import check
-from bitgen.shards import read_parquet
+from bitgen.listing import as_captions
 from bitgen.webdataset import read_webdataset
 
 LAYOUTS = {"coco": coco, "csv": csv_file, "webdataset": tar, "parquet": parquet,
@@ -62,84 +58,6 @@ def test_every_layout_gives_the_same_items(tmp_path, layout):
     assert seen == set(range(12))
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         open_data(settings, "test", SIZE)
-
-
-def test_karpathy_splits_count_restval_as_training(tmp_path):
-    karpathy(tmp_path)
-    settings = config(tmp_path, tmp_path)
-    ids = {split: set(open_data(settings, split, SIZE).image_ids) for split in ("train", "val", "test")}
-    assert ids["train"] == {f"sub/{i}.png" for i in range(12) if i % 4 < 2}
-    assert ids["val"] == {"sub/2.png", "sub/6.png", "sub/10.png"} and len(ids["test"]) == 3
-    one_file = open_data(config(tmp_path / "dataset_small.json", tmp_path), "test", SIZE)
-    assert set(one_file.image_ids) == ids["test"]
-
-
-def test_splits_by_file_name(tmp_path):
-    parquet(tmp_path, names=("train-0.parquet", "train-1.parquet", "validation-0.parquet", "test.parquet"), count=4)
-    counts = {split: len(open_data(config(tmp_path, tmp_path), split, SIZE)) for split in ("train", "val", "test")}
-    assert counts == {"train": 8, "val": 4, "test": 4}
-    for name, split in (("validation-0.parquet", "val"), ("test.parquet", "test")):  # one file is what its name says
-        assert len(open_data(config(tmp_path / name, tmp_path), split, SIZE)) == 4
-        with pytest.raises(ValueError, match=f"no split 'train'; it has {split}"):
-            open_data(config(tmp_path / name, tmp_path), "train", SIZE)
-
-
-ROW_SPLITS = ["train", "restval", "Validation", "test", "val", "test"]
-
-
-def csv_with_splits(root, splits):
-    write_images(root / "images", len(splits))
-    with open(root / "captions.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("image", "caption", "split"),
-                                    *((f"{i}.png", f"photo {i}", split) for i, split in enumerate(splits))])
-
-
-def parquet_with_splits(root, splits):
-    half = len(splits) // 2
-    for name, rows in (("photos-0.parquet", range(half)), ("photos-1.parquet", range(half, len(splits)))):
-        parquet_rows(root / name, [(i, f"{i}.png", f"photo {i}") for i in rows], split=[splits[i] for i in rows])
-
-
-@pytest.mark.parametrize("write", [csv_with_splits, parquet_with_splits])
-def test_a_column_says_which_split_a_row_is_of(tmp_path, write):
-    write(tmp_path, ROW_SPLITS)
-    of = {split: open_data(config(tmp_path, tmp_path), split, SIZE) for split in ("train", "val", "test")}
-    assert {split: set(data.image_ids) for split, data in of.items()} == {
-        "train": {"0.png", "1.png"}, "val": {"2.png", "4.png"}, "test": {"3.png", "5.png"}}
-    assert tuple(of["test"].pixels(1, SIZE)[:, 0, 0].tolist()) == colour(5)  # prepared apart from the other splits
-    assert of["test"][1].image.getpixel((0, 0)) == colour(5) and of["test"].captions == [["photo 3"], ["photo 5"]]
-
-
-@pytest.mark.parametrize("write", [csv_with_splits, parquet_with_splits])
-@pytest.mark.parametrize("wrong", ["later", ""])
-def test_a_row_of_no_split_is_named(tmp_path, write, wrong):
-    write(tmp_path, ["train", "test", wrong, "train"])
-    with pytest.raises(ValueError, match=f"row [02].split: expected train, restval, val or test, got '{wrong}'"):
-        open_data(config(tmp_path, tmp_path), "train", SIZE)
-
-
-@pytest.mark.parametrize("name, split", [
-    ("cc3m-validation-0000.tar", "val"), ("flickr30k_test.parquet", "test"), ("train2017.json", "train"),
-    ("val2014.json", "val"), ("Dev", "val"), ("testing", "test"), ("train-test.csv", "train"), ("restval", "train"),
-    ("test-00000-of-00001.parquet", "test"), ("devices.parquet", None), ("valley.csv", None),
-    ("testimonials.csv", None), ("captions.txt", None), ("my photos.csv", None),
-])
-def test_a_split_is_a_whole_word_of_a_name(name, split):
-    assert split_of(name) == split
-
-
-def test_shards_whose_names_begin_with_the_data_sets(tmp_path):
-    for name in ("cc3m-train-0000.tar", "cc3m-validation-0000.tar"):
-        tar(tmp_path, count=3, name=name)
-    splits = [open_data(config(tmp_path, tmp_path), split, SIZE).image_ids for split in ("train", "val")]
-    assert [ids[0].partition("/")[0] for ids in splits] == ["cc3m-train-0000", "cc3m-validation-0000"]
-
-
-def test_coco_keeps_its_own_splits(tmp_path):
-    coco(tmp_path, split="train2017")
-    coco(tmp_path, count=3, split="val2017")
-    settings = config(tmp_path, tmp_path)
-    assert [len(open_data(settings, split, SIZE)) for split in ("train", "val")] == [12, 3]
 
 
 def test_rows_of_one_image_are_one_image(tmp_path):
@@ -181,43 +99,6 @@ def test_image_root_of_coco_may_hold_a_folder_for_each_split(tmp_path):
             assert len(dataset) == count and dataset.listing.read(2) == str(tmp_path / "pictures" / name / "2.png")
 
 
-@pytest.mark.parametrize("alone", [True, False])
-@pytest.mark.parametrize("folder", [".", "images", "elsewhere"])
-def test_parquet_may_name_images_that_lie_beside_it(tmp_path, alone, folder):
-    write_images(tmp_path / folder, 4)
-    path_rows(tmp_path / "train.parquet", [f"{i}.png" for i in range(4)], alone)
-    image_root = str(tmp_path / folder) if folder == "elsewhere" else None
-    settings = config(tmp_path, tmp_path, val_fraction=0.25, image_root=image_root)
-    data = [open_data(settings, split, SIZE) for split in ("train", "val")]
-    assert {name: tuple(some.pixels(i, SIZE)[:, 0, 0].tolist()) for some in data
-            for i, name in enumerate(some.image_ids)} == {f"{i}.png": colour(i) for i in range(4)}
-    before = data[0].listing.fingerprint
-    write_images(tmp_path / folder, 4, broken=range(4))
-    assert open_data(config(tmp_path, tmp_path, val_fraction=0.25, image_root=image_root, max_bad_fraction=1), "train",
-                     SIZE).listing.fingerprint != before
-
-
-@pytest.mark.parametrize("alone", [True, False])
-@pytest.mark.parametrize("name, match", [
-    ("0.png", "images must be embedded, or their folder given with data.image_root"),
-    ("/etc/hostname", "expected the name of a file in"),
-    ("../layouts.py", "expected the name of a file in"),
-])
-def test_parquet_that_names_images_that_are_not_there(tmp_path, alone, name, match):
-    path_rows(tmp_path / "train.parquet", [name] * 3, alone)
-    with pytest.raises(ValueError, match=f"train.parquet: .*{match}"):
-        open_data(config(tmp_path, tmp_path), "train", SIZE)
-
-
-def path_rows(path, names, alone):
-    """Parquet whose images are paths: `alone`, or with bytes that are null."""
-    if not alone:
-        return parquet_rows(path, [(None, name, f"photo {name}") for name in names])
-    arrow = pytest.importorskip("pyarrow")
-    from pyarrow.parquet import write_table
-    write_table(arrow.table({"image": names, "caption": [f"photo {name}" for name in names]}), path)
-
-
 def test_captions_without_words_and_images_without_captions_are_left_out(tmp_path):
     captions = [{"id": 1, "image_id": 0, "caption": " \0 "}, {"id": 2, "image_id": 0, "caption": "a dog"},
                 {"id": 3, "image_id": 1, "caption": ""}, {"id": 4, "image_id": 2, "caption": "a cat"}]
@@ -236,52 +117,6 @@ def test_captions_come_as_they_can_be_drawn_and_logged(tmp_path):
     assert dataset.captions[0] == ["x" * 2000, "a\ufffd b"]
 
 
-def test_a_file_that_is_held_out_serves_whichever_evaluation_asks(tmp_path):
-    parquet(tmp_path, 6, names=("val.parquet",))
-    found = [open_data(config(tmp_path / "val.parquet", tmp_path), split, SIZE).image_ids for split in ("val", "test")]
-    assert found[0] == found[1] and len(found[0]) == 6
-    for root, split in ((tmp_path / "val.parquet", "train"), (tmp_path, "test")):
-        with pytest.raises(ValueError, match=f"no split '{split}'; it has val"):
-            open_data(config(root, tmp_path), split, SIZE)
-
-
-def test_one_parquet_file_never_gives_an_image_to_training_and_validation(tmp_path):
-    parquet(tmp_path, names=("photos.parquet",))
-    photos = config(tmp_path / "photos.parquet", tmp_path, val_fraction=0.25)
-    train, val = (set(open_data(photos, split, SIZE).image_ids) for split in ("train", "val"))
-    assert (len(train), len(val)) == (9, 3) and not train & val
-    with pytest.raises(ValueError, match="no split 'test'; it has train"):
-        open_data(photos, "test", SIZE)
-
-
-def test_parquet_rows_without_a_path_are_held_out_alike_however_the_folder_is_spelled(tmp_path, monkeypatch):
-    parquet(tmp_path, count=40, with_path=False)
-    monkeypatch.chdir(tmp_path)
-    train, val = open_data(config(".", tmp_path), "train", SIZE), open_data(config(tmp_path, tmp_path), "val", SIZE)
-    assert val.image_ids[0].startswith("train.parquet: row group ") and not set(train.image_ids) & set(val.image_ids)
-    assert len(train) + len(val) == len({texts[0] for dataset in (train, val) for texts in dataset.captions}) == 40
-
-
-def test_parquet_rows_of_one_path_are_one_image_only_where_their_bytes_are(tmp_path):
-    rows = [(1, "image.png", "a cat"), (2, "image.png", "a dog"), (3, "other.png", "a cup"), (1, "image.png", "a pet"),
-            (2, "image.png", "a puppy")]
-    parquet_rows(tmp_path / "train.parquet", rows)
-    listing = read_parquet([tmp_path / "train.parquet"])
-    assert listing.captions == [["a cat", "a pet"], ["a dog", "a puppy"], ["a cup"]]
-    assert [listing.read(i) for i in range(3)] == [jpeg(1), jpeg(2), jpeg(3)]
-    assert listing.image_ids[0] == "image.png" and listing.image_ids[1].startswith("image.png#")
-
-
-@pytest.mark.parametrize("captions, kept", [
-    (["a dog", None, "a cat"], [["a dog"], [], ["a cat"]]),
-    ([["a dog", None], [None], None], [["a dog"], [], []]),
-    ([float("nan"), None, float("nan")], [[], [], []]),
-])
-def test_captions_that_are_missing_in_parquet_are_left_out(tmp_path, captions, kept):
-    parquet_rows(tmp_path / "train.parquet", [(i, f"{i}.png", text) for i, text in enumerate(captions)])
-    assert read_parquet([tmp_path / "train.parquet"]).captions == kept
-
-
 @pytest.mark.parametrize("value", [3, [3], {"raw": "a dog"}, [{"text": "a dog"}], 0.5])
 def test_what_is_no_caption_is_refused_and_so_are_missing_ones_where_none_may_be(value):
     for nulls in (True, False):
@@ -291,13 +126,6 @@ def test_what_is_no_caption_is_refused_and_so_are_missing_ones_where_none_may_be
         with pytest.raises(ValueError, match="here: expected a caption"):
             as_captions(missing, "here")
         assert as_captions(missing, "here", nulls=True) == []
-
-
-def test_limit_takes_the_first_training_images(tmp_path):
-    parquet(tmp_path, names=("train.parquet", "val.parquet"))
-    settings = config(tmp_path, tmp_path, limit=5)
-    assert open_data(settings, "train", SIZE).image_ids == [f"{i}.png" for i in range(5)]
-    assert len(open_data(settings, "val", SIZE)) == 12
 
 
 def test_other_files_of_the_same_name_size_and_time_are_other_images(tmp_path):
@@ -330,17 +158,6 @@ def test_a_json_member_that_says_nothing_of_captions_adds_none(tmp_path):
     assert listing.captions == [["a dog"], []]
 
 
-def test_a_row_of_parquet_without_an_image_is_one_unreadable_image(tmp_path):
-    arrow = pytest.importorskip("pyarrow")
-    from pyarrow.parquet import write_table
-    images = [{"bytes": jpeg(0), "path": "0.png"}, None]
-    write_table(arrow.table({"image": images, "captions": [texts(0), texts(1)]}), tmp_path / "train.parquet")
-    listing = read_parquet([tmp_path / "train.parquet"])
-    assert listing.captions == [texts(0), texts(1)] and listing.read(0) == jpeg(0)
-    with pytest.raises(BadImage, match="row 1: no image bytes"):
-        listing.read(1)
-
-
 @pytest.mark.parametrize("said, captions", [
     ('["a dog", "a cat"]', ["a dog", "a cat"]), ('[{"raw": "a dog"}]', ["a dog"]), ("[3]", ["[3]"]),
     ("['a dog', \"a dog's cup\"]", ["a dog", "a dog's cup"]), ("['a' 'b']", ["['a' 'b']"]), ("['a', 3]", ["['a', 3]"]),
@@ -360,17 +177,6 @@ def test_a_quoted_caption_may_have_lines_commas_and_quotes(tmp_path):
     with open(tmp_path / "train.csv", "w", newline="") as file:
         csv.writer(file).writerows([("image", "caption"), ("0.png", said)])
     assert read_csv(tmp_path / "train.csv").captions == [[said]]
-
-
-def test_validation_images_stay_when_others_come():
-    names = [f"{i}.png" for i in range(1000)]
-    held = held_out(names, 0.05)
-    assert len(held) == 50 and held == held_out(names[::-1], 0.05)
-    more = held_out([*names, *(f"new {i}.png" for i in range(100))], 0.05)
-    assert len(held & more) >= 45
-    for fraction, some in ((0, names), (1, names), (0.5, names[:1])):
-        with pytest.raises(ValueError, match="val_fraction"):
-            held_out(some, fraction)
 
 
 def test_scenes():
@@ -485,36 +291,6 @@ def test_bad_shards_are_named(tmp_path):
         with pytest.raises(ValueError, match=match) as caught:
             open_data(config(tmp_path, tmp_path), "train", SIZE)
         assert "train-000.tar" in str(caught.value)
-
-
-def test_bad_parquet_is_named(tmp_path):
-    pytest.importorskip("pyarrow")
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(ValueError, match="train.parquet: not a readable parquet file"):
-        open_data(config(tmp_path, tmp_path), "train", SIZE)
-
-
-def damaged_parquet(root):
-    """Twelve images in row groups of five, of which the first cannot be read."""
-    parquet(root)
-    from pyarrow.parquet import ParquetFile
-    group = ParquetFile(root / "train.parquet").metadata.row_group(0)
-    at = {group.column(i).path_in_schema: group.column(i).data_page_offset for i in range(group.num_columns)}
-    content = bytearray((root / "train.parquet").read_bytes())
-    content[at["image.bytes"]:at["image.bytes"] + 40] = b"\xff" * 40
-    (root / "train.parquet").write_bytes(content)
-
-
-def test_a_damaged_page_of_parquet_is_the_images_in_it(tmp_path):
-    damaged_parquet(tmp_path)
-    with pytest.raises(ValueError, match=r"images are unreadable(.|\n)*train.parquet: .*\(row group 0\)"):
-        open_data(config(tmp_path, tmp_path), "train", SIZE)
-    listing = read_parquet([tmp_path / "train.parquet"])
-    assert listing.read(5) == jpeg(5)
-    with pytest.raises(BadImage, match=r"train.parquet: not a readable parquet file.*\(row group 0\)"):
-        listing.read(4)
-    report = check(config(tmp_path, tmp_path))
-    assert list(report["splits"]["train"]["unreadable"]) == [f"{i}.png" for i in range(5)]
 
 
 def test_a_shard_that_is_gone_is_unreadable_images(tmp_path):

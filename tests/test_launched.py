@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_trainer import TINY, differences, state_of, steady
+from small_runs import TINY, differences, state_of, steady
 
 from bitgen import checkpoint
 from bitgen.logs import read_metrics

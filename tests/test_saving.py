@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from conftest import TOWER
-from test_trainer import TINY, differences, small, state_of, steady  # noqa: F401
+from small_runs import TINY, differences, few_to_validate, state_of, steady  # noqa: F401 - a fixture
 
 from bitgen import accounting
 from bitgen.checkpoint import verify

@@ -1,12 +1,15 @@
 """The state of a run: what is not whole or not finite is refused, what cannot be the same is said."""
 
 import json
+import os
+import shutil
+import signal
 import zlib
 from contextlib import nullcontext
 
 import pytest
 import torch
-from test_trainer import config, plain, run, small  # noqa: F401
+from small_runs import config, differences, few_to_validate, finished_run, state_of, steady, undrawn  # noqa: F401 - fixtures
 
 from bitgen import checkpoint, snapshot
 from bitgen.exits import Stop
@@ -22,7 +25,7 @@ def taken(trainer):
 
 
 @pytest.mark.parametrize("place", ["weight", "buffer", "moment"])
-def test_what_is_not_finite_is_not_saved(run, place):  # noqa: F811
+def test_what_is_not_finite_is_not_saved(run, place):
     trainer = Trainer(config(run, "--resume", "auto"))
     trainer._resume()
     taken(trainer)
@@ -35,7 +38,7 @@ def test_what_is_not_finite_is_not_saved(run, place):  # noqa: F811
     assert stop.value.code == 76
 
 
-def test_other_threads_are_allowed_and_said(run, capsys):  # noqa: F811
+def test_other_threads_are_allowed_and_said(run, capsys):
     trainer, threads = Trainer(config(run, "--resume", "auto")), torch.get_num_threads()
     trainer._resume()
     assert "not bit-exact" not in capsys.readouterr().err
@@ -55,14 +58,14 @@ def test_other_threads_are_allowed_and_said(run, capsys):  # noqa: F811
                                           (["--loss.queue", "0"], "loss.queue 64 -> 0"),
                                           (["--loss.queue", "32"], "loss.queue 64 -> 32"),
                                           (["--loss.momentum", "0"], "loss.momentum .* -> 0.0")])
-def test_another_size_or_optimizer_is_the_settings_fault_not_the_checkpoints(run, change, told):  # noqa: F811
+def test_another_size_or_optimizer_is_the_settings_fault_not_the_checkpoints(run, change, told):
     before = (run / "run.json").read_bytes()
     with pytest.raises(ValueError, match=f"cannot resume .* or another optimizer: {told}; leave"):
         Trainer(config(run, "--resume", "auto", *change)).fit()
     assert (run / "run.json").read_bytes() == before
 
 
-def test_patches_are_hidden_as_the_resumed_run_is_told(run):  # noqa: F811
+def test_patches_are_hidden_as_the_resumed_run_is_told(run):
     trainer = Trainer(config(run, "--resume", "auto", "--vision.patch-dropout", "0.5", "--loss.momentum", "0.9"))
     assert trainer.config.vision.patch_dropout == trainer.model.vision.patch_dropout == 0.5
     assert trainer.model.vision_config.tower and trainer.model.vision_config.name == "dinov2-nano"
@@ -75,7 +78,7 @@ def test_patches_are_hidden_as_the_resumed_run_is_told(run):  # noqa: F811
     (lambda state: state["objective"].popitem(), "Missing key"),
     (lambda state: state["optimizer"]["param_groups"].pop(), "of other weights"),
 ])
-def test_a_state_that_is_not_whole_is_refused(run, tmp_path, spoil, reason):  # noqa: F811
+def test_a_state_that_is_not_whole_is_refused(run, tmp_path, spoil, reason):
     trainer = Trainer(config(run, "--resume", "auto"))
     state = torch.load(run / "checkpoint-6" / "checkpoint-6.pt", weights_only=True)
     spoil(state)
@@ -85,7 +88,7 @@ def test_a_state_that_is_not_whole_is_refused(run, tmp_path, spoil, reason):  # 
     assert stop.value.code == 3 and reason in str(stop.value)
 
 
-def test_metrics_lost_in_a_crash_come_back_from_the_checkpoint(run, tmp_path):  # noqa: F811
+def test_metrics_lost_in_a_crash_come_back_from_the_checkpoint(run, tmp_path):
     whole = (run / METRICS).read_bytes()
     path = tmp_path / METRICS
     for held in (None, b"", whole[:100], b"?" * len(whole)):
@@ -98,7 +101,7 @@ def test_metrics_lost_in_a_crash_come_back_from_the_checkpoint(run, tmp_path):  
     assert path.read_bytes() == whole + b"later"  # the log cuts that off by itself
 
 
-def test_metrics_that_unpack_to_more_than_any_log_are_refused(run, tmp_path, monkeypatch):  # noqa: F811
+def test_metrics_that_unpack_to_more_than_any_log_are_refused(run, tmp_path, monkeypatch):
     trainer = Trainer(config(run, "--resume", "auto"))
     state = torch.load(run / "checkpoint-6" / "checkpoint-6.pt", weights_only=True)
     monkeypatch.setattr(snapshot, "LOG", 10_000)
@@ -154,3 +157,57 @@ def test_a_hopeless_run_ends_with_a_checkpoint_where_that_is_wanted(tmp_path, mo
     with pytest.raises(Stop, match="after step 1: BAD contrast") as stop:
         Trainer(config(tmp_path, "--stop-on", "bad")).fit()
     assert stop.value.code == 77 and checkpoint.newest(tmp_path)[0].name == "checkpoint-1"
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(run, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_validated", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stop, match="signal 15 after step 4") as stop:
+            Trainer(config(tmp_path, "--validate-every", "4", "--save-every", "100")).fit()
+    assert stop.value.code == 143
+    Trainer(config(tmp_path, "--resume", "auto")).fit()
+    ended, resumed = state_of(run, 6), state_of(tmp_path, 6)
+    assert differences(ended, resumed) == ["/metrics"]                               # how long things took
+    assert [steady(line) for line in read_metrics(run)] == [steady(line) for line in read_metrics(tmp_path)]
+    weights = (run / "model.safetensors").read_bytes()
+    assert weights == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_resuming_passes_over_a_damaged_checkpoint_and_says_so(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    trainer = Trainer(config(tmp_path / "run", "--resume", "auto"))
+    assert trainer.resume_from.name == "checkpoint-3"
+    told = capsys.readouterr().err
+    assert "checkpoint-6" in told and "model.safetensors" in told
+
+
+def test_a_run_killed_before_its_last_weights_were_published_publishes_them(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copy(run / "checkpoint-3" / "model.safetensors", tmp_path / "run" / "model.safetensors")
+    Trainer(config(tmp_path / "run", "--resume", "auto")).fit()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_a_resumed_run_needs_neither_the_pretrained_folder_nor_the_tokenizer_again(run, tmp_path):
+    changed = config(run, "--resume", "auto", "--vision.pretrained", str(tmp_path / "gone"),
+                     "--data.tokenizer", str(tmp_path / "gone"))
+    assert Trainer(changed).model.vision.image_size == 32
+
+
+def test_a_resumed_optimizer_has_the_settings_of_now(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    now = ["--optim.weight-decay", "0.3", "--optim.betas", "0.5", "0.6", "--optim.muon-momentum", "0.1",
+           "--optim.decoder-lr", "0.002", "--optim.vision-lr", "1e-4"]  # other groups too
+    longer = ["--optim.epochs", "8", "--optim.max-steps", "7"]
+    trainer = Trainer(config(tmp_path / "run", "--resume", "auto", *longer, *now))
+    noted = {name: dict(value) for name, value in state_of(tmp_path / "run", 6)["optimizer"]["state"].items()}
+    trainer.fit()
+    assert trainer.step == 7
+    groups = trainer.optimizer.param_groups
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
+    assert {group["betas"] for group in groups if not group["muon"]} == {(0.5, 0.6)}
+    assert {group["momentum"] for group in groups if group["muon"]} == {0.1}
+    steps = {int(value["step"]) for value in noted.values() if "step" in value}
+    assert steps == {6} and {int(value["step"]) for value in trainer.optimizer.state.values() if "step" in value} == {7}

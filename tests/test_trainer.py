@@ -2,120 +2,21 @@
 
 import json
 import math
-import os
-import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
 from layouts import memory
+from small_runs import TINY, config, differences, few_to_validate, finished_run, state_of, undrawn  # noqa: F401 - fixtures
 
 from bitgen import checkpoint
-from bitgen.cli import main, parse_config
-from bitgen.config import Config, load_preset
-from bitgen.dataset import SCENES
+from bitgen.cli import main
 from bitgen.exits import Stop
 from bitgen.hub import load
 from bitgen.logs import read_metrics
 from bitgen.randomness import random_state
 from bitgen.trainer import Trainer
 from bitgen.validation import validate
-
-TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
-        "--optim.batch-size", "16", "--optim.max-steps", "6", "--optim.epochs", "4", "--log-every", "1",
-        "--save-every", "3", "--validate-every", "6", "--loss.queue", "64", "--loss.queue-start", "2",
-        "--loss.episode", "8"]
-
-
-def config(folder, *changes):
-    return parse_config([*TINY, "--output-dir", str(folder), *changes])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """100 scenes to validate on: with 500, validation takes most of a short run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SCENES, "val", 100)
-        yield
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, small):
-    """A finished run of six steps, with all its pictures."""
-    folder = tmp_path_factory.mktemp("run")
-    Trainer(config(folder)).fit()
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def plain(run, monkeypatch):
-    """Other runs draw nothing: it would take longer than their training."""
-    monkeypatch.setattr("bitgen.boards.validated", lambda *_: None)
-    monkeypatch.setattr("bitgen.boards.finished", lambda *_: None)
-    monkeypatch.setattr("bitgen.card._draw", lambda *_: False)
-
-
-def state_of(folder, step):
-    return torch.load(folder / f"checkpoint-{step}" / f"checkpoint-{step}.pt", weights_only=True)
-
-
-def differences(a, b, path=""):
-    """Places where two nested states differ in a single bit."""
-    if isinstance(a, torch.Tensor):
-        return [] if a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) else [path]
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
-    if isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        return [found for i, (x, y) in enumerate(zip(a, b)) for found in differences(x, y, f"{path}/{i}")]
-    return [] if a == b else [path]
-
-
-def steady(line):
-    """A metrics line without what depends on the clock, on work done twice, or on what is drawn."""
-    return {key: value for key, value in line.items()
-            if key not in ("images_per_second", "hub_step") and not key.startswith(("cost/", "features/", "probe/"))}
-
-
-def test_a_resumed_run_is_the_run_that_never_stopped(run, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_validated", lambda self: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Stop, match="signal 15 after step 4") as stop:
-            Trainer(config(tmp_path, "--validate-every", "4", "--save-every", "100")).fit()
-    assert stop.value.code == 143
-    Trainer(config(tmp_path, "--resume", "auto")).fit()
-    ended, resumed = state_of(run, 6), state_of(tmp_path, 6)
-    assert differences(ended, resumed) == ["/metrics"]                               # how long things took
-    assert [steady(line) for line in read_metrics(run)] == [steady(line) for line in read_metrics(tmp_path)]
-    weights = (run / "model.safetensors").read_bytes()
-    assert weights == (tmp_path / "model.safetensors").read_bytes()
-
-
-def test_resuming_passes_over_a_damaged_checkpoint_and_says_so(run, tmp_path, capsys):
-    shutil.copytree(run, tmp_path / "run")
-    damaged = tmp_path / "run" / "checkpoint-6" / "model.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    trainer = Trainer(config(tmp_path / "run", "--resume", "auto"))
-    assert trainer.resume_from.name == "checkpoint-3"
-    told = capsys.readouterr().err
-    assert "checkpoint-6" in told and "model.safetensors" in told
-
-
-def test_a_run_killed_before_its_last_weights_were_published_publishes_them(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    shutil.copy(run / "checkpoint-3" / "model.safetensors", tmp_path / "run" / "model.safetensors")
-    Trainer(config(tmp_path / "run", "--resume", "auto")).fit()
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-
-
-def test_a_resumed_run_needs_neither_the_pretrained_folder_nor_the_tokenizer_again(run, tmp_path):
-    changed = config(run, "--resume", "auto", "--vision.pretrained", str(tmp_path / "gone"),
-                     "--data.tokenizer", str(tmp_path / "gone"))
-    assert Trainer(changed).model.vision.image_size == 32
 
 
 def test_the_run_folder_holds_what_the_layout_promises(run):
@@ -164,11 +65,6 @@ def test_training_learns_to_tell_images_apart(tmp_path, steps, rates):
 def test_validation_looks_for_a_leak_of_the_decoder(run):
     [row] = [line for line in read_metrics(run) if "val_t2i_r1" in line]
     assert row["val_text_dealt"] > row["val_text_dealt_chance"] > 0
-
-
-def test_evaluate_refuses_a_number_of_candidates_before_it_loads_anything(tmp_path, capsys):
-    assert main(["evaluate", str(tmp_path / "nowhere"), "--rerank", "-1"]) == 65
-    assert "rerank must be at least 0, got -1" in capsys.readouterr().err
 
 
 def test_two_seeds_differ_and_one_seed_repeats(run, tmp_path):
@@ -327,40 +223,23 @@ def test_scaled_gradients_are_those_that_were_not_scaled_and_overflow_lowers_the
     assert saved["scale"] == overflowing.accelerator.scaler.get_scale()
 
 
-def test_a_resumed_optimizer_has_the_settings_of_now(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    now = ["--optim.weight-decay", "0.3", "--optim.betas", "0.5", "0.6", "--optim.muon-momentum", "0.1",
-           "--optim.decoder-lr", "0.002", "--optim.vision-lr", "1e-4"]  # other groups too
-    longer = ["--optim.epochs", "8", "--optim.max-steps", "7"]
-    trainer = Trainer(config(tmp_path / "run", "--resume", "auto", *longer, *now))
-    noted = {name: dict(value) for name, value in state_of(tmp_path / "run", 6)["optimizer"]["state"].items()}
-    trainer.fit()
-    assert trainer.step == 7
-    groups = trainer.optimizer.param_groups
-    assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
-    assert {group["betas"] for group in groups if not group["muon"]} == {(0.5, 0.6)}
-    assert {group["momentum"] for group in groups if group["muon"]} == {0.1}
-    steps = {int(value["step"]) for value in noted.values() if "step" in value}
-    assert steps == {6} and {int(value["step"]) for value in trainer.optimizer.state.values() if "step" in value} == {7}
-
-
 def test_a_batch_of_one_image_is_refused_where_there_is_a_contrast(tmp_path):
     with pytest.raises(ValueError, match="optim.batch_size 1: the contrast needs"):
         Trainer(config(tmp_path, "--optim.batch-size", "1"))
 
 
-def test_validation_leaves_out_what_cannot_be_read(tmp_path, caplog):
+@pytest.mark.parametrize("bad", [{3, 7}, {10, 11}])  # the latter are a batch of their own, the last one
+def test_validation_leaves_out_what_cannot_be_read(tmp_path, caplog, bad):
     """Also where that is not known before, as of images that are not prepared."""
     trainer = Trainer(config(tmp_path, "--data.max-bad-fraction", "0.5"))
-    whole = memory(count=12)
-    broken = memory(count=12, bad={3, 7})
+    whole, broken = memory(count=12), memory(count=12, bad=bad)
     ask = lambda data: validate(trainer.model, trainer.config, data, trainer.tokenizer, trainer.accelerator,  # noqa: E731
                                 batch_size=5)
     numbers, gallery = ask(broken)
-    assert gallery.indices == [i for i in range(12) if i not in (3, 7)] and numbers["images"] == 10
-    kept = torch.isin(ask(whole)[1].owner, torch.tensor([3, 7])).logical_not()
+    assert gallery.indices == [i for i in range(12) if i not in bad] and numbers["images"] == 10
+    kept = torch.isin(ask(whole)[1].owner, torch.tensor(sorted(bad))).logical_not()
     torch.testing.assert_close(gallery.text_features, ask(whole)[1].text_features[kept])
-    assert "skipped" in caplog.text
+    assert "skipped" in caplog.text and math.isfinite(numbers["text_dealt"])
     trainer.config.data.max_bad_fraction = 0.1
     with pytest.raises(ValueError, match="2 of 12"):
         ask(broken)
@@ -405,42 +284,6 @@ def test_a_run_repeats_to_the_bit_on_two_threads(tmp_path, monkeypatch):
 def test_too_few_images_for_a_batch_is_an_error_that_names_the_setting(tmp_path, capsys):
     assert main(["train", *TINY, "--output-dir", str(tmp_path), "--data.scenes-train", "8"]) == 65
     assert "batch_size" in capsys.readouterr().err
-
-
-def test_the_guides_numbers_stand_in_the_coco_preset():
-    coco = load_preset("coco")
-    optim, loss, model = coco.optim, coco.loss, coco.model
-    assert (optim.batch_size, optim.accumulation, optim.lr, optim.weight_decay) == (128, 2, 2e-4, 0.02)
-    assert (optim.warmup_steps, optim.epochs, optim.patience, optim.min_delta, optim.clip) == (1000, 50, 5, 0.001, 1.0)
-    assert (loss.itc, loss.itm, loss.text, loss.memory_kl, loss.queue) == (1.0, 0.5, 0.5, 0.1, 4096)
-    assert (loss.label_smoothing, model.temperature, coco.hub.push_every, coco.keep) == (0.1, 0.07, 1000, 5)
-    assert (model.hidden_size, model.text_layers, model.decoder_layers, model.num_heads) == (128, 4, 2, 4)
-    assert (model.intermediate_size, model.vocab_size, model.memory_slots, model.max_tokens) == (256, 50257, 32, 256)
-    assert coco.data.val_fraction == 0.05
-
-
-def test_an_unknown_setting_ends_with_status_2_and_the_nearest_one():
-    done = subprocess.run([sys.executable, "-m", "bitgen", "train", "--optim.lrr", "1"], capture_output=True, text=True)
-    assert done.returncode == 2 and "--optim.lr" in done.stderr + done.stdout
-
-
-@pytest.mark.parametrize("argv, told", [
-    (["train", "--config", "coko"], "did you mean 'coco'"),
-    (["train", "--config", "scenes", "--data", "nowhere"], "nowhere"),
-    (["evaluate", "nowhere/at all"], "no such folder"),
-])
-def test_bad_input_is_one_line_and_status_65(argv, told, capsys):
-    assert main(argv) == 65
-    err = capsys.readouterr().err
-    assert told in err and err.count("\n") == 1
-
-
-def test_settings_on_the_command_line_win_over_presets_and_presets_over_defaults(tmp_path):
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("extends: [nano]\noptim: {lr: 0.5, epochs: 3}\n")
-    found = parse_config(["--config", str(mine), "--optim.lr", "0.25", "--data", "photos"])
-    assert (found.optim.lr, found.optim.epochs, found.model.hidden_size, found.data.root) == (0.25, 3, 64, "photos")
-    assert found.loss == Config().loss
 
 
 def test_evaluation_of_a_run_writes_flat_numbers_and_a_picture(run, tmp_path, capsys):

@@ -60,24 +60,25 @@ def picture(height: int, elem_id: str) -> gr.Image:
 
 def plain(callback: Callable) -> Callable:
     """`callback` with its `ValueError`s shown to the visitor, as text and not as HTML."""
-    @functools.wraps(callback)
-    def shown(*args, **kwargs):
-        try:
-            return callback(*args, **kwargs)
-        except ValueError as error:
-            raise gr.Error(html.escape(reason(error)), title=FAILED, print_exception=False) from None
-    return shown
+    def shown(told: str):
+        raise gr.Error(told, title=FAILED, print_exception=False) from None
+    return _told(callback, shown)
 
 
 def in_place(callback: Callable) -> Callable:
     """`callback`, which gives a line and what it is about, with its `ValueError`s told by the line."""
+    return _told(callback, lambda told: (told, ""))
+
+
+def _told(callback: Callable, tell: Callable) -> Callable:
+    """`callback`, or what `tell` makes of its `ValueError` as text that may stand in HTML."""
     @functools.wraps(callback)
-    def shown(*args, **kwargs):
+    def answer(*args, **kwargs):
         try:
             return callback(*args, **kwargs)
         except ValueError as error:
-            return html.escape(reason(error)), ""
-    return shown
+            return tell(html.escape(reason(error)))
+    return answer
 
 
 def reason(error: ValueError) -> str:
