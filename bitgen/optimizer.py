@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from bitgen.config import OptimConfig
+from bitgen.precision import quick_dtype
 
 EMBEDDINGS = {"text.embedding.weight", "patch_position.weight"}
 """What `optim.embedding_lr` moves: the words that encoder and decoder share, and where patches are."""
@@ -72,9 +73,12 @@ class StackedMuon(Muon):
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Matrices (N, R, C), all their singular values brought near 1, in bf16: Newton-Schulz as in `torch.optim.Muon`."""
+    """Matrices (N, R, C), all their singular values brought near 1: Newton-Schulz as in `torch.optim.Muon`.
+
+    In bf16 as there, and in float32 where the processor would only emulate it.
+    """
     upright = matrices.shape[1] > matrices.shape[2]
-    x = matrices.bfloat16()
+    x = matrices.to(quick_dtype(matrices.device))
     x = (x.mT if upright else x) / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     straight, cubic, quintic = coefficients
     for _ in range(steps):

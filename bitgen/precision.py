@@ -8,7 +8,13 @@ import torch
 def fast(device: torch.device | str) -> torch.autocast:
     """Autocast to bf16 for inference, where the processor of `device` multiplies it natively; else nothing."""
     kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind in ("cpu", "cuda") and _native(kind))
+    return torch.autocast(kind, torch.bfloat16, enabled=quick_dtype(device) is torch.bfloat16)
+
+
+def quick_dtype(device: torch.device | str) -> torch.dtype:
+    """bf16 where the processor of `device` multiplies it natively; else float32, where bf16 takes ten times as long."""
+    kind = torch.device(device).type
+    return torch.bfloat16 if kind in ("cpu", "cuda") and _native(kind) else torch.float32
 
 
 def precision(wanted: str) -> str:
@@ -18,7 +24,7 @@ def precision(wanted: str) -> str:
     """
     if wanted != "auto":
         return {"float32": "no"}.get(wanted, wanted)
-    return "bf16" if _native("cuda" if torch.cuda.is_available() else "cpu") else "no"
+    return "bf16" if quick_dtype("cuda" if torch.cuda.is_available() else "cpu") is torch.bfloat16 else "no"
 
 
 def _native(kind: str) -> bool:

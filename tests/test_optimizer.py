@@ -8,7 +8,7 @@ from conftest import tiny_model
 from torch.optim import Muon
 
 from bitgen.config import OptimConfig
-from bitgen.optimizer import MuonAdamW, StackedMuon, parameter_groups, schedule
+from bitgen.optimizer import MuonAdamW, StackedMuon, orthogonal, parameter_groups, schedule
 
 
 def test_no_decay_on_norms_biases_gates_embeddings_and_four_rates():
@@ -40,7 +40,8 @@ def test_muon_moves_matrices_that_begin_at_random(pretrained):
     assert not any(group["muon"] for group in parameter_groups(model, OptimConfig()))
 
 
-def test_muon_of_many_matrices_at_once_is_that_of_torch():
+def test_muon_of_many_matrices_at_once_is_that_of_torch(monkeypatch):
+    monkeypatch.setattr("bitgen.precision._native", lambda kind: True)
     torch.manual_seed(0)
     shapes = [(8, 8), (16, 8), (8, 16), (8, 8), (2, 8), (16, 8)]
     ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
@@ -69,6 +70,18 @@ def test_muon_makes_every_direction_of_a_step_alike():
     before = weight.detach().clone()
     MuonAdamW(parameter_groups(model, config), config.betas, config.muon_momentum).step()
     values = torch.linalg.svdvals((before - weight.detach()) / (1e-3 * 0.2 * max(weight.shape) ** 0.5))
+    assert 0.6 < values.min() and values.max() < 1.3
+
+
+@pytest.mark.parametrize("native, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_multiplies_in_what_the_processor_is_quick_in(native, dtype, monkeypatch):
+    """Emulated bf16 made a step of the demo ten times as long."""
+    monkeypatch.setattr("bitgen.precision._native", lambda kind: native)
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 8, 16)
+    moved = orthogonal(matrices, (3.4445, -4.775, 2.0315), 5, 1e-7)
+    assert moved.dtype == dtype
+    values = torch.linalg.svdvals(moved.float())
     assert 0.6 < values.min() and values.max() < 1.3
 
 
