@@ -21,6 +21,7 @@ from bitgen.data import Batch, Collator
 from bitgen.images import normalise
 from bitgen.model import BitGen
 from bitgen.objective import Objective
+from bitgen.optimizer import update_ratios
 
 DEAD = 1e-3  # a unit whose outputs deviate less than this, where its layer's deviate by 1, is dead
 
@@ -71,44 +72,6 @@ def gradient_table(model: BitGen, batch: Batch, config: LossConfig) -> dict[str,
             for name, parameters in parts.items():
                 table[name][loss] = math.sqrt(sum(next(taken) for _ in parameters))
     return table
-
-
-@torch.no_grad()
-def update_ratios(named: list[tuple[str, Tensor]], groups: list[dict], state: dict) -> dict[str, float]:
-    """Length of the last update over the length of the weights it changed, by part; about 1e-3 is usual.
-
-    Worked out from the optimizer's own moments, so it needs no second copy of the weights. `named`: the model's
-    parameters; groups: those of the optimizer, `params` being tensors; state: parameter -> its moments. Parts whose
-    weights are all zero are left out.
-    """
-    part = {id(p): name.split(".")[0] for name, p in named}
-    moved: dict[str, list[float]] = {}
-    for group in groups:
-        for parameter in group["params"]:
-            moments = state.get(parameter)
-            if moments:
-                sums = moved.setdefault(part[id(parameter)], [0.0, 0.0])
-                sums[0] += (group["lr"] ** 2 * _update(parameter, moments, group).float().square().sum()).item()
-                sums[1] += parameter.float().square().sum().item()
-    return {name: math.sqrt(up / weight) for name, (up, weight) in moved.items() if weight > 0}
-
-
-def _update(parameter: Tensor, moments: dict, group: dict) -> Tensor:
-    """What a learning rate of 1 would have taken from `parameter`.
-
-    AdamW: Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2. Muon mixes the last gradient in once more, and that
-    is gone; along its momentum alone it takes a step of nearly the same length.
-    """
-    decay = group["weight_decay"]
-    if group.get("muon"):
-        moved = torch.nn.Parameter(parameter.detach().clone())
-        moved.grad = moments["momentum_buffer"].to(moved.dtype)
-        torch.optim.Muon([moved], 1.0, decay, momentum=0.0, nesterov=False, adjust_lr_fn=group["adjust_lr_fn"]).step()
-        return parameter - moved
-    one, two = group["betas"]
-    step = float(moments["step"])
-    mean, square = moments["exp_avg"] / (1 - one**step), moments["exp_avg_sq"] / (1 - two**step)
-    return mean / (square.sqrt() + group["eps"]) + decay * parameter
 
 
 def checkpoint_update_ratios(model: BitGen, folder: str | Path) -> dict[str, float]:

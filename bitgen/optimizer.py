@@ -1,4 +1,4 @@
-"""The optimizer: its groups, AdamW or Muon beside it, the schedule of their rate; and the norms of the gradients."""
+"""The optimizer: its groups, AdamW or Muon beside it, the schedule of their rate; norms of gradients and of updates."""
 
 from __future__ import annotations
 
@@ -69,7 +69,12 @@ class StackedMuon(Muon):
                 steps = orthogonal(torch.stack([towards[i] for i in places]), group["ns_coefficients"],
                                    group["ns_steps"], group["eps"])
                 torch._foreach_add_([moved[i] for i in places], list(steps.to(moved[0].dtype)),
-                                    alpha=-0.2 * math.sqrt(max(shape)) * rate)
+                                    alpha=-_muon_scale(shape) * rate)
+
+
+def _muon_scale(shape: tuple[int, int]) -> float:
+    """What makes an orthogonal step as long as one of AdamW (Liu et al. 2025, arXiv 2502.16982, eq. 4)."""
+    return 0.2 * math.sqrt(max(shape))
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
@@ -155,3 +160,40 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
         if grads:
             norms[f"grad_norm/{name}"] = torch.stack(torch._foreach_norm(grads)).norm()
     return norms
+
+
+@torch.no_grad()
+def update_ratios(named: list[tuple[str, Tensor]], groups: list[dict], state: dict) -> dict[str, float]:
+    """Length of the last update over the length of the weights it changed, by part; about 1e-3 is usual.
+
+    Worked out from the optimizer's own moments, so it needs no second copy of the weights. `named`: the model's
+    parameters; groups: those of the optimizer, `params` being tensors; state: parameter -> its moments. Parts whose
+    weights are all zero are left out.
+    """
+    part = {id(p): name.split(".")[0] for name, p in named}
+    moved: dict[str, list[float]] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            moments = state.get(parameter)
+            if moments:
+                sums = moved.setdefault(part[id(parameter)], [0.0, 0.0])
+                sums[0] += (group["lr"] ** 2 * _update(parameter, moments, group).float().square().sum()).item()
+                sums[1] += parameter.float().square().sum().item()
+    return {name: math.sqrt(up / weight) for name, (up, weight) in moved.items() if weight > 0}
+
+
+def _update(parameter: Tensor, moments: dict, group: dict) -> Tensor:
+    """What a learning rate of 1 would have taken from `parameter`.
+
+    AdamW: Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2. Muon mixes the last gradient in once more, and that
+    is gone; along its momentum alone it takes a step of nearly the same length.
+    """
+    decay = group["weight_decay"]
+    if group.get("muon"):
+        momentum = moments["momentum_buffer"][None]
+        step = orthogonal(momentum, group["ns_coefficients"], group["ns_steps"], group["eps"])[0]
+        return _muon_scale(parameter.shape) * step + decay * parameter
+    one, two = group["betas"]
+    step = float(moments["step"])
+    mean, square = moments["exp_avg"] / (1 - one**step), moments["exp_avg_sq"] / (1 - two**step)
+    return mean / (square.sqrt() + group["eps"]) + decay * parameter

@@ -25,13 +25,12 @@ from bitgen.batches import Feed
 from bitgen.cache import check_bad
 from bitgen.config import Config, to_dict
 from bitgen.data import Batch, open_data
-from bitgen.diagnostics import update_ratios
 from bitgen.exits import DISK, HOPELESS, NUMBERS, SIGNAL, Stop
 from bitgen.journal import Journal, measurements
 from bitgen.logs import read_metrics
 from bitgen.model import BitGen
 from bitgen.objective import Objective
-from bitgen.optimizer import gradient_norms, schedule
+from bitgen.optimizer import gradient_norms, schedule, update_ratios
 from bitgen.precision import precision
 from bitgen.processes import launched
 from bitgen.processing import Processor

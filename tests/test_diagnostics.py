@@ -15,7 +15,7 @@ from bitgen import slots as S
 from bitgen.config import Config, LossConfig, OptimConfig
 from bitgen.encoded import Gallery
 from bitgen.objective import Objective
-from bitgen.optimizer import named_state
+from bitgen.optimizer import named_state, update_ratios
 from bitgen.setup import make_optimizer
 
 
@@ -82,7 +82,7 @@ def test_update_ratios_are_what_the_step_did(changes, parts, tolerance):
         optimizer.zero_grad()
         objective(tiny_batch(seed=seed))[0]["total"].backward()
         optimizer.step()
-    found = D.update_ratios(list(model.named_parameters()), optimizer.param_groups, optimizer.state)
+    found = update_ratios(list(model.named_parameters()), optimizer.param_groups, optimizer.state)
     for part in parts:
         pairs = [(p - before[name], p) for name, p in model.named_parameters() if name.startswith(f"{part}.")]
         moved, weights = (torch.stack([x[i].norm() for x in pairs]).norm().item() for i in (0, 1))
@@ -97,7 +97,7 @@ def test_a_checkpoint_tells_its_last_update(tmp_path, muon):
     Objective(model, LossConfig(queue=0, momentum=0.0))(tiny_batch())[0]["total"].backward()
     optimizer.step()
     torch.save({"optimizer": named_state(optimizer, model)}, tmp_path / "checkpoint-1.pt")
-    direct = D.update_ratios(list(model.named_parameters()), optimizer.param_groups, optimizer.state)
+    direct = update_ratios(list(model.named_parameters()), optimizer.param_groups, optimizer.state)
     assert D.checkpoint_update_ratios(model, tmp_path) == pytest.approx(direct) and direct["text"] > 0
     assert D.checkpoint_update_ratios(tiny_model(text_layers=1), tmp_path) == {}, "another model"
     assert D.checkpoint_update_ratios(tiny_model(hidden_size=64), tmp_path) == {}, "other shapes"

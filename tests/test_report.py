@@ -17,7 +17,7 @@ from bitgen import page, report
 from bitgen.cli import main
 from bitgen.config import Config, to_dict
 from bitgen.data import open_data
-from bitgen.optimizer import parameter_groups
+from bitgen.optimizer import named_state, parameter_groups
 from bitgen.processing import Processor
 from bitgen.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ def run(tmp_path_factory):
         optimizer = torch.optim.AdamW(parameter_groups(model, config.optim))
         sum(p.square().sum() for p in model.parameters() if p.requires_grad).backward()
         optimizer.step()
-        torch.save({"optimizer": optimizer.state_dict()}, where / f"checkpoint-{step}.pt")
+        torch.save({"optimizer": named_state(optimizer, model)}, where / f"checkpoint-{step}.pt")
     (folder / "checkpoint-20.pt").unlink()
     rows = [{"step": step, "itc": 4.1, "itc_chance": 4.1, "t2i": 0.01, "i2t": 0.01, "t2i_chance": 0.016,
              "i2t_chance": 0.016, "itm_acc": 0.66, "itm_acc_chance": 0.667, "grad_norm": 0.001, "grad_norm/text": 0.001,
@@ -108,7 +108,8 @@ def test_the_page_is_whole_and_carries_everything(text):
     assert all(address.startswith("#") for address in styles)
     titles = [name for name in re.findall(r"<h2>(.*?)</h2>", text)]
     assert titles == ["At a glance", "Training", "Retrieval", "Features", "Memory", "Inside the network"]
-    assert text.count("<figure") == text.count("<figcaption>") == text.count('role="img"') >= 19
+    assert text.count("<figure") == text.count("<figcaption>") == text.count('role="img"') >= 20
+    assert "About a thousandth is usual" in text  # how fast weights move: read from the checkpoints' optimizer
     assert "BitGen: run" in text and "40 of 500 images of scenes, val" in text
 
 
