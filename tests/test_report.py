@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import types
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import save_model
 
-from bitgen import page, report
+from bitgen import checkpoint, page, report
 from bitgen.cli import main
 from bitgen.config import Config, to_dict
 from bitgen.data import open_data
@@ -70,19 +71,20 @@ def run(tmp_path_factory):
     config.vision.image_size = 32
     captions = [text for texts in open_data(config.data, "val", 32).captions for text in texts]
     tokenizer = Tokenizer.train(captions, 300)
-    for step, where in ((10, folder / "checkpoint-10"), (20, folder / "checkpoint-20"), (20, folder)):
-        where.mkdir(exist_ok=True, parents=True)
+    folder.mkdir()
+    for step in (10, 20):
         model = tiny_model(seed=step, vocab_size=tokenizer.vocab_size, max_tokens=64, gates=0.1)
-        save_model(model, str(where / "model.safetensors"))
+        save_model(model, str(folder / "model.safetensors"))
         values = {"model": to_dict(model.config), "vision": to_dict(model.vision_config)}
-        (where / "config.json").write_text(json.dumps(values))
-        Processor(tokenizer, model.vision_config, 64).save(where)
-        (where / "run.json").write_text(json.dumps(to_dict(config)))
+        (folder / "config.json").write_text(json.dumps(values))
+        Processor(tokenizer, model.vision_config, 64).save(folder)
+        (folder / "run.json").write_text(json.dumps(to_dict(config)))
         optimizer = torch.optim.AdamW(parameter_groups(model, config.optim))
         sum(p.square().sum() for p in model.parameters() if p.requires_grad).backward()
         optimizer.step()
-        torch.save({"optimizer": named_state(optimizer, model)}, where / f"checkpoint-{step}.pt")
-    (folder / "checkpoint-20.pt").unlink()
+        writers = {path.name: partial(shutil.copyfile, path) for path in folder.iterdir() if path.is_file()}
+        state = {"optimizer": named_state(optimizer, model)}
+        checkpoint.save(folder, step, writers | {f"checkpoint-{step}.pt": partial(torch.save, state)})
     rows = [{"step": step, "itc": 4.1, "itc_chance": 4.1, "t2i": 0.01, "i2t": 0.01, "t2i_chance": 0.016,
              "i2t_chance": 0.016, "itm_acc": 0.66, "itm_acc_chance": 0.667, "grad_norm": 0.001, "grad_norm/text": 0.001,
              "logit_scale": 14.0, "gate/0.word_gate": 0.0, "lr": 1e-3} for step in range(1, 2002, 100)]
@@ -108,7 +110,7 @@ def test_the_page_is_whole_and_carries_everything(text):
     assert all(address.startswith("#") for address in styles)
     titles = [name for name in re.findall(r"<h2>(.*?)</h2>", text)]
     assert titles == ["At a glance", "Training", "Retrieval", "Features", "Memory", "Inside the network"]
-    assert text.count("<figure") == text.count("<figcaption>") == text.count('role="img"') >= 20
+    assert text.count("<figure") == text.count("<figcaption>") == text.count('role="img"') >= 23
     assert "About a thousandth is usual" in text  # how fast weights move: read from the checkpoints' optimizer
     assert "BitGen: run" in text and "40 of 500 images of scenes, val" in text
 
