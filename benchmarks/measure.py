@@ -23,7 +23,7 @@ from bitgen.accounting import ATTENTION_ON_CPU
 from bitgen.precision import precision
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PRECISION = precision("auto").replace("no", "float32")
+PRECISION = precision("auto")
 DTYPE = {"bf16": torch.bfloat16, "float32": torch.float32}[PRECISION]
 
 

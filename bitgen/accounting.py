@@ -18,11 +18,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from bitgen.checkpoint import replace_text
 
 ACCOUNTING = "accounting.json"
 POWERCAP = Path("/sys/class/powercap")
@@ -122,12 +124,8 @@ class Meter:
             self.totals["energy_sources"] = sorted(self._counters)
 
     def _write(self) -> None:
-        partial = self.path.with_name(f".{ACCOUNTING}.tmp")
-        try:
-            partial.write_text(json.dumps(self.totals, indent=2) + "\n", encoding="utf-8")
-            partial.replace(self.path)
-        except OSError:
-            partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the next one may fit
+            replace_text(self.path, json.dumps(self.totals, indent=2) + "\n")
 
 
 def _logged(history: Sequence[dict[str, float]]) -> dict:

@@ -55,7 +55,9 @@ _TOWER: dict[str, range | float | tuple] = {  # whole numbers in a range, number
 _TOKENIZER = {"normalizer": (None, "NFC"), "pre_tokenizer": ("ByteLevel",), "decoder": ("ByteLevel",),
               "post_processor": (None, "ByteLevel"), "model": ("BPE",)}
 _TOKEN = 1000  # characters
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
+_DTYPES = {torch.float32: ("F32", "F16", "BF16"), torch.int64: ("I64",), torch.bool: ("BOOL",)}
+"""How a tensor of the model may be written: numbers in half precision are made float32 when they are loaded."""
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "BOOL": 1}
 
 
 # The parts of a checkpoint -------------------------------------------------------------------------------------
@@ -111,7 +113,10 @@ def check_sizes(model: ModelConfig, vision: VisionConfig) -> None:
 
 
 def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file whose names, shapes and dtypes are `expected`'s (of any device)."""
+    """The tensors of a safetensors file whose names and shapes are `expected`'s (of any device).
+
+    So are their dtypes, but that float32 may have been written in half precision.
+    """
     _check_header(path, expected)
     try:
         weights = load_file(path)
@@ -219,9 +224,11 @@ def _check_header(path: Path, expected: dict[str, Tensor]) -> None:
         _check_names(header, expected)
         place = 0
         for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
-            tensor = expected[name]
-            right = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape),
-                     "data_offsets": [place, place + tensor.numel() * tensor.itemsize]}
+            tensor, dtype = expected[name], _member(entry, "dtype")
+            if dtype not in _DTYPES[tensor.dtype]:
+                raise ValueError(f"{name} is {brief(dtype)}; a model's are {' or '.join(_DTYPES[tensor.dtype])}")
+            right = {"dtype": dtype, "shape": list(tensor.shape),
+                     "data_offsets": [place, place + tensor.numel() * _ITEM_BYTES[dtype]]}
             if entry != right:
                 raise ValueError(f"{name} is {brief(entry)}; config.json beside it says {right}")
             place = right["data_offsets"][1]

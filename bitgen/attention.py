@@ -43,7 +43,7 @@ def attention_entropy(model: BitGen, batch: Batch) -> dict[str, list[float]]:
         with undisturbed(model):
             tower = _tower_attention(model, batch.pixel_values)
             image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, mask)
-            firsts = torch.searchsorted(batch.image_index, torch.arange(len(batch.image_ids), device=mask.device))
+            firsts = batch.firsts()
             mask = mask[firsts]
             everything = {"word_to_patch": [], "patch_to_word": []}  # or the last layer would compute two rows only
             model.fusion(image.tokens, text.tokens[firsts], mask, attentions=everything)

@@ -100,7 +100,7 @@ def features(log: RunLog, step: int, gallery: Gallery) -> None:
 
 
 def probes(log: RunLog, step: int, gallery: Gallery, data: Any) -> None:
-    """What a linear map reads off the images' features, beside labels dealt at random: each label, and means by kind.
+    """What a linear map reads off the images' features, beside shuffled labels: each label, and means by kind.
 
     Nothing for too few images or labels.
     """
@@ -110,8 +110,8 @@ def probes(log: RunLog, step: int, gallery: Gallery, data: Any) -> None:
     found = probe(gallery.image_features, labels.values)
     kinds = np.array(labels.kinds)
     means = {f"probe/{kind}": found.auc[kinds == kind].mean() for kind in dict.fromkeys(labels.kinds)}
-    log.scalars(step, means | {"probe/dealt at random": found.shuffled.mean()})
-    scores = {"this step": found.auc, "labels dealt at random": found.shuffled}
+    log.scalars(step, means | {"probe/shuffled labels": found.shuffled.mean()})
+    scores = {"this step": found.auc, "shuffled labels": found.shuffled}
     log.figure("features/probes", feature_figures.probes(labels.names, labels.kinds, scores), step)
 
 

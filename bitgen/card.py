@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from bitgen import figures
+from bitgen.checkpoint import replace_text
 from bitgen.evaluate import PERPLEXITIES
 from bitgen.markdown import amount, code, duration, line, number, share, table, text
 from bitgen.record import Record, Report, is_hub_id, read
@@ -80,9 +81,8 @@ def write(run_folder: str | Path, repo: str | None = None) -> Path:
     """
     folder, run = Path(run_folder), read(run_folder, repo)
     drawn = _draw(run, folder)
-    partial = folder / f".{CARD}.tmp"
-    partial.write_text(render(run, drawn), encoding="utf-8")
-    return partial.replace(folder / CARD)
+    replace_text(folder / CARD, render(run, drawn))
+    return folder / CARD
 
 
 def render(run: Record, drawn: bool = False) -> str:

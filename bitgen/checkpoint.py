@@ -102,6 +102,16 @@ def publish(folder: Path, names: Iterable[str], root: str | Path) -> None:
             _fsync(Path(root))
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file in one step: a reader, and a full disk, leave the old or the new. Raises `OSError`."""
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def newest(run_folder: str | Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The checkpoint saved last that verifies (None where none does), and each later one with why it was rejected."""
     run = Path(run_folder)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bitgen.checkpoint import replace_text
 from bitgen.config import Config, DataConfig, from_dict, located
 from bitgen.precision import precision
 from bitgen.retrieval import LEVEL
@@ -41,7 +42,7 @@ def gather(config: Config, model: BitGen, train: Dataset, val: Dataset, steps: i
                        "learning": sum(p.numel() for p in model.parameters() if p.requires_grad),
                        "by_part": model.parameter_counts()},
         "machine": machine(torch.device(device)) | {"processes": processes},
-        "precision": precision(config.precision).replace("no", "float32"),
+        "precision": precision(config.precision),
         "software": software(),
         "git": revision(),
     }
@@ -49,7 +50,7 @@ def gather(config: Config, model: BitGen, train: Dataset, val: Dataset, steps: i
 
 def write(folder: str | Path, facts: dict) -> None:
     """Writes `run_facts.json`. Raises `OSError`."""
-    (Path(folder) / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    replace_text(Path(folder) / FACTS, json.dumps(facts, indent=2) + "\n")
 
 
 def counted(data: Dataset) -> dict[str, int]:
@@ -103,11 +104,22 @@ def evaluated(source: str, checkpoint: str | None, data: str, split: str) -> dic
 def settings(folder: Path) -> dict:
     """Of a run or checkpoint folder, as its `run.json` tells them; empty where it has none.
 
-    A checkpoint's names no folder of this computer: the run that it lies in knows them.
+    A checkpoint's names no folder of this computer: the run that it lies in knows them. Raises `ValueError`.
     """
-    own, around = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    own, around = (read_settings(path) if path.is_file() else {}
                    for path in (folder / "run.json", folder.parent / "run.json"))
     return located(own, around)
+
+
+def read_settings(path: Path) -> dict:
+    """What a `run.json` holds. Raises `ValueError` where that is nothing: usual settings may not stand in for it."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable: {error}") from None
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"{path}: expected the settings of a run, got {str(values)!r:.80}")
+    return values
 
 
 def data_settings(source: str, checkpoint: str | None, root: str | None) -> DataConfig:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitgen.checkpoint import replace_text
 from bitgen.checks import CHECKLIST, CHECKS
 from bitgen.logs import read_metrics
 from bitgen.signs import Check, Facts, Row, Seen
@@ -180,10 +180,8 @@ class Doctor:
         return [what for what, passed in checklist(self.verdicts).items() if passed] if self.verdicts else []
 
     def _write(self, step: int) -> None:
-        partial = self.folder / f".{HEALTH}.tmp"
         try:
-            partial.write_text(report(step, self.verdicts), encoding="utf-8")
-            os.replace(partial, self.folder / HEALTH)
+            replace_text(self.folder / HEALTH, report(step, self.verdicts))
             self._writes = True
         except OSError as error:
             if self._writes:

@@ -28,7 +28,7 @@ NAME = r"checkpoint-\d+"
 
 def load(source: str | Path, checkpoint: str | None = None, revision: str | None = None,
          device: str | torch.device = "cpu") -> tuple[BitGen, Processor]:
-    """Model (in evaluation mode) and processor of a run folder, a checkpoint folder or a Hub repository.
+    """Model (in evaluation mode) and processor of a run folder, a checkpoint folder or a Hub repository, on `device`.
 
     checkpoint: a folder inside it such as `checkpoint-1000`; by default the newest weights at its root.
     revision: branch, tag or commit on the Hub. A commit that was loaded before is loaded without network.
@@ -46,6 +46,7 @@ def load(source: str | Path, checkpoint: str | None = None, revision: str | None
     model = read_model(folder)
     processor = read_processor(folder, model)
     model.tokenizer = processor.tokenizer
+    processor.device = device
     try:
         return model.to(device).eval(), processor
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device here

@@ -48,8 +48,8 @@ class Journal:
         """What is told once, before the first step: the model's size, and `line`."""
         tower = model.parameter_counts()["vision"]
         line = (f"{model.outside_tower() / 1e6:.2f} M parameters outside the vision tower, {tower / 1e6:.2f} M in it "
-                f"({config.vision.trainable} trainable); {line} in "
-                f"{precision(config.precision).replace('no', 'float32')}")
+                f"({config.vision.trainable} trainable); "
+                f"{line} in {precision(config.precision)}")
         self.say(line)
         if self.on:
             self.log.text("run", line, step)

@@ -92,7 +92,7 @@ def differences(image_features: Tensor, text_features: Tensor, owner: Tensor,
 def _nearest_wrong(image_features: Tensor, text_features: Tensor, owner: Tensor, count: int) -> list[list[int]]:
     """For each caption the nearest images that are not its own, nearest first: up to `count`, as many as there are.
 
-    Nearest, not found first: a good model hardly errs, and what it would err for can be seen all the same.
+    Nearest, not found first: a good model hardly errs, and what it would get wrong can be seen all the same.
     """
     count = min(count, len(image_features) - 1)
     first = retrieval.nearest(text_features, image_features, count + 1)[1].tolist()

@@ -129,9 +129,7 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
 
     def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N,) probability that image i and caption i belong together."""
-        if len(pixel_values) != len(input_ids):
-            raise ValueError(f"match: image i is matched with caption i, but there are {len(pixel_values)} images "
-                             f"and {len(input_ids)} captions")
+        _check_pairs("match", pixel_values, input_ids)
         image, text = self.image_tokens(pixel_values), self.text_tokens(input_ids, attention_mask)
         return self.match_tokens(image.tokens, text.tokens, attention_mask).softmax(-1)[:, 1]
 
@@ -147,6 +145,7 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
         """`belief` (default: the prior) after writing image i with caption i. Nothing in the model changes."""
         if self.memory is None:
             raise ValueError("this model has no memory: model.memory_slots is 0")
+        _check_pairs("remember", pixel_values, input_ids)
         image, text = self.image_tokens(pixel_values), self.text_tokens(input_ids, attention_mask)
         key, value = self.fact(image, text, attention_mask)
         return self.memory.write(self.memory.prior() if belief is None else belief, key, value)
@@ -188,6 +187,7 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
 
     def text_logits(self, pixel_values: Tensor, input_ids: Tensor, belief: Belief | None = None) -> Tensor:
         """Logits (N, L, V) of the next token at each place, for caption i under image i."""
+        _check_pairs("text_logits", pixel_values, input_ids)
         image = self.image_tokens(pixel_values)
         return F.linear(self.decode(input_ids, self._recall(image, belief)), self.text.embedding.weight).float()
 
@@ -264,6 +264,13 @@ class _DecoderState:
         self.contexts = [tuple(x[index] for x in pair) for pair in self.contexts]
         self.caches = [[x[index] for x in cache] for cache in self.caches]
         return self
+
+
+def _check_pairs(where: str, pixel_values: Tensor, input_ids: Tensor) -> None:
+    """Raise `ValueError` where there is not a caption for each image."""
+    if len(pixel_values) != len(input_ids):
+        raise ValueError(f"{where}: image i goes with caption i, but there are {len(pixel_values)} images and "
+                         f"{len(input_ids)} captions")
 
 
 def grid_positions(patches: int, width: int) -> Tensor:

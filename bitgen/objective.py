@@ -42,6 +42,21 @@ class Keys(NamedTuple):
     text: Tensor
 
 
+class Pairs(NamedTuple):
+    """Who belongs to whom among the B' images and N' captions of all processes."""
+
+    owner: Tensor
+    """(N',): image of each caption."""
+    mine: Tensor
+    """(N', B') bool: whether the image is the caption's own."""
+    same: Tensor
+    """(N', B') bool: whether they may not be each other's negatives."""
+    rows: slice
+    """This process's captions."""
+    columns: slice
+    """This process's images."""
+
+
 class Candidates(NamedTuple):
     """What hard negatives are drawn from: logits and which are negatives."""
 
@@ -145,49 +160,64 @@ class Objective(nn.Module):
         """ITC over the batch and, with `keys`, over keys and queue; what hard negatives are drawn from.
 
         The two are separate softmaxes. In a single one the positive would be an online feature among negatives of
-        another encoder or time, and telling those apart would be a short-cut. So would telling old keys from new
-        ones by how far the features have drifted since: the queue holds keys less the mean of their batch, and here
-        the mean of the present keys is added.
+        another encoder or time, and telling those apart would be a short-cut.
         """
-        joined = gathered if self.training else lambda x: x                          # each process evaluates alone
-        images, texts = joined(image), joined(text)                                  # (B', D), (N', D)
-        image_ids, caption_ids = joined(batch.image_ids), joined(batch.caption_ids)
-        there, here = (offset(len(x)) if self.training else 0 for x in (image, text))
-        owner = joined(batch.image_index + there)                                    # (N',) image of each caption
-        mine = owner[:, None] == torch.arange(len(images), device=image.device)      # (N', B')
-        equal = (caption_ids[:, None] == caption_ids).float() @ mine.float() > 0     # the text stands under the image
-        same = (image_ids[owner][:, None] == image_ids) | equal                      # (N', B') never negatives
-        rows, columns = slice(here, here + len(text)), slice(there, there + len(image))
-        scale = self.model.scale()
-        t2i, i2t = scale * text @ images.T, scale * image @ texts.T                  # (N, B'), (B, N')
-        candidates = Candidates(t2i[:, columns].detach(), ~same[rows, columns])
-        terms = [(t2i, mine[rows], ~same[rows], len(text)), (i2t, mine.T[columns], ~same.T[columns], len(text))]
+        pairs, scale = self._pairs(batch, image, text), self.model.scale()
+        rows, columns = pairs.rows, pairs.columns
+        t2i, i2t = scale * text @ self._joined(image).T, scale * image @ self._joined(text).T       # (N, B'), (B, N')
+        candidates = Candidates(t2i[:, columns].detach(), ~pairs.same[rows, columns])
+        terms = [(t2i, pairs.mine[rows], ~pairs.same[rows], len(text)),
+                 (i2t, pairs.mine.T[columns], ~pairs.same.T[columns], len(text))]
         if keys is not None:
-            old_images, old_texts, old_ids, old_captions = self.queue.held()
-            pictures = batch.image_ids[:, None] == old_ids                           # (B, Q)
-            words = batch.caption_ids[:, None] == old_captions                       # (N, Q)
-            shown = mine[rows, columns].T.float() @ words.float() > 0                # (B, Q) text stands under image
-            firsts = joined(first + here)                                            # (B',) caption of each text key
-            t2i_known = torch.cat([same[rows], words | pictures[batch.image_index]], 1)
-            i2t_known = torch.cat([same[firsts].T[columns], shown | pictures], 1)
-            new_images, new_texts = joined(keys.image), joined(keys.text)            # (B', D)
-            long_t2i = scale * text @ torch.cat([new_images, old_images + new_images.mean(0)]).T    # (N, B'+Q)
-            long_i2t = scale * image @ torch.cat([new_texts, old_texts + new_texts.mean(0)]).T      # (B, B'+Q)
-            terms += [(long_t2i, _wider(mine[rows], long_t2i), ~t2i_known, len(text)),
-                      (long_i2t, _wider(mine[firsts].T[columns], long_i2t), ~i2t_known, len(image))]
-            if len(old_ids):
-                candidates = candidates._replace(queued_similarity=long_i2t[:, len(new_texts):].detach(),
-                                                 queued_allowed=~i2t_known[:, len(new_texts):])
+            longer, candidates = self._queued(scale * image, scale * text, keys, batch, first, pairs, candidates)
+            terms += longer
         with torch.no_grad():
             report["itc_chance"] = sum(contrastive_chance(*masks) for _, *masks, _ in terms) / len(terms)
-            report["t2i"] = (t2i.argmax(1) == owner[rows]).float().mean()
-            found = owner[i2t.argmax(1)] - there
+            report["t2i"] = (t2i.argmax(1) == pairs.owner[rows]).float().mean()
+            found = pairs.owner[i2t.argmax(1)] - columns.start
             report["i2t"] = (found == torch.arange(len(image), device=image.device)).float().mean()
-            report["t2i_chance"] = report["i2t_chance"] = torch.full((), 1.0 / len(images), device=image.device)
+            report["t2i_chance"] = report["i2t_chance"] = torch.full((), 1.0 / t2i.shape[1], device=image.device)
             report["logit_scale"] = scale
         each = [contrastive_loss(*term) for term in terms]
         report["itc_batch"] = (each[0] + each[1]) / 2                                # the doctor compares the two
         return sum(each) / len(each), candidates
+
+    def _joined(self, x: Tensor) -> Tensor:
+        """Rows of all processes where they train together; each evaluates alone."""
+        return gathered(x) if self.training else x
+
+    def _pairs(self, batch: Batch, image: Tensor, text: Tensor) -> Pairs:
+        """Who belongs to whom among the images and captions of all processes."""
+        image_ids, caption_ids = self._joined(batch.image_ids), self._joined(batch.caption_ids)
+        there, here = (offset(len(x)) if self.training else 0 for x in (image, text))
+        owner = self._joined(batch.image_index + there)
+        mine = owner[:, None] == torch.arange(len(image_ids), device=image.device)
+        equal = (caption_ids[:, None] == caption_ids).float() @ mine.float() > 0     # the text stands under the image
+        return Pairs(owner, mine, (image_ids[owner][:, None] == image_ids) | equal,
+                     slice(here, here + len(text)), slice(there, there + len(image)))
+
+    def _queued(self, image, text, keys, batch, first, pairs, candidates) -> tuple[list[tuple], Candidates]:
+        """The terms of ITC over keys and queue, of scaled features; and `candidates` with those of the queue.
+
+        Telling old keys from new ones by how far the features have drifted since would be a short-cut: the queue holds
+        keys less the mean of their batch, and here the mean of the present keys is added.
+        """
+        rows, columns = pairs.rows, pairs.columns
+        old_images, old_texts, old_ids, old_captions = self.queue.held()
+        pictures = batch.image_ids[:, None] == old_ids                               # (B, Q)
+        words = batch.caption_ids[:, None] == old_captions                           # (N, Q)
+        shown = pairs.mine[rows, columns].T.float() @ words.float() > 0              # (B, Q) text stands under image
+        firsts = self._joined(first + rows.start)                                    # (B',) caption of each text key
+        t2i_known = torch.cat([pairs.same[rows], words | pictures[batch.image_index]], 1)
+        i2t_known = torch.cat([pairs.same[firsts].T[columns], shown | pictures], 1)
+        new_images, new_texts = self._joined(keys.image), self._joined(keys.text)    # (B', D)
+        t2i = text @ torch.cat([new_images, old_images + new_images.mean(0)]).T      # (N, B'+Q)
+        i2t = image @ torch.cat([new_texts, old_texts + new_texts.mean(0)]).T        # (B, B'+Q)
+        if len(old_ids):
+            candidates = candidates._replace(queued_similarity=i2t[:, len(new_texts):].detach(),
+                                             queued_allowed=~i2t_known[:, len(new_texts):])
+        return [(t2i, _wider(pairs.mine[rows], t2i), ~t2i_known, len(text)),
+                (i2t, _wider(pairs.mine[firsts].T[columns], i2t), ~i2t_known, len(image))], candidates
 
     def _match(self, image, text, batch, first, candidates, losses, report) -> Tensor:
         """ITM on each image's first caption, a hard negative image and a hard negative caption; codes (B, 2D).

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from tqdm.auto import tqdm
 
-from bitgen.checkpoint import MANIFEST
+from bitgen.checkpoint import MANIFEST, replace_text
 
 STATE = "push_state.json"
 ROOT = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json")
@@ -55,9 +55,7 @@ class State:
 
     def write(self, path: Path, repository: str) -> None:
         """Replaces the file in one step; what it says of other repositories stays."""
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(_records(path) | {repository: asdict(self)}, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, json.dumps(_records(path) | {repository: asdict(self)}, indent=1) + "\n")
 
 
 def _records(path: Path) -> dict[str, dict]:

@@ -18,13 +18,10 @@ def quick_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def precision(wanted: str) -> str:
-    """accelerate's name (`no`, `bf16`, `fp16`) for the precision `wanted` in the configuration.
-
-    `auto` is bf16 where the processor multiplies it natively, and float32 (`no`) elsewhere.
-    """
+    """`float32`, `bf16` or `fp16`: what `config.precision` asks for, `auto` being the quickest here (`quick_dtype`)."""
     if wanted != "auto":
-        return {"float32": "no"}.get(wanted, wanted)
-    return "bf16" if quick_dtype("cuda" if torch.cuda.is_available() else "cpu") is torch.bfloat16 else "no"
+        return wanted
+    return "bf16" if quick_dtype("cuda" if torch.cuda.is_available() else "cpu") is torch.bfloat16 else "float32"
 
 
 def _native(kind: str) -> bool:

@@ -33,7 +33,7 @@ class Labels(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """How well each label can be read; `shuffled` is the same for labels dealt out at random, a measured chance."""
+    """How well each label can be read; `shuffled` is the same for shuffled labels, a measured chance."""
 
     auc: Tensor
     """(C,) between 0 and 1."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,13 +22,16 @@ class Processor:
     Shapes: B images, S side in pixels, N captions, L tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vision: VisionConfig, max_tokens: int):
-        self.tokenizer, self.vision, self.max_tokens = tokenizer, vision, max_tokens
+    def __init__(self, tokenizer: Tokenizer, vision: VisionConfig, max_tokens: int,
+                 device: str | torch.device = "cpu"):
+        self.tokenizer, self.vision, self.max_tokens, self.device = tokenizer, vision, max_tokens, device
 
-    def __call__(self, images: Sequence[Image.Image | str | Path | bytes] | None = None,
+    def __call__(self, images: Iterable[Image.Image | str | Path | bytes] | None = None,
                  text: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """`pixel_values` (B, 3, S, S) float32 of `images`; `input_ids` (N, L) int64 and `attention_mask` (N, L) bool
-        of `text`; of either or both. Raises `BadImage` for an unreadable image and `ValueError` for no list.
+        of `text`; of either or both, on `device`.
+
+        Raises `BadImage` for an unreadable image and `ValueError` for what is no list.
         """
         if images is None and text is None:
             raise ValueError("processor: expected images=[...], text=[...] or both, got neither")
@@ -37,15 +40,15 @@ class Processor:
             inputs["pixel_values"] = self._pixel_values(images)
         if text is not None:
             inputs["input_ids"], inputs["attention_mask"] = self.tokenizer.encode(text, self.max_tokens)
-        return inputs
+        return {name: values.to(self.device) for name, values in inputs.items()}
 
-    def _pixel_values(self, images: Sequence[Image.Image | str | Path | bytes]) -> torch.Tensor:
+    def _pixel_values(self, images: Iterable[Image.Image | str | Path | bytes]) -> torch.Tensor:
         if isinstance(images, (Image.Image, str, Path, bytes)):
             raise ValueError(f"images: expected a list of at least one, got {type(images).__name__}; write [image]")
-        if not len(images):
-            raise ValueError("images: an empty list; expected at least one")
         size = self.vision.image_size
         pixels = [to_uint8(safe_open_image(image, at_least=2 * size), size) for image in images]
+        if not pixels:
+            raise ValueError("images: an empty list; expected at least one")
         return normalise(torch.stack(pixels), self.vision.mean, self.vision.std)
 
     def save(self, folder: str | Path) -> None:

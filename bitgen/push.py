@@ -274,13 +274,13 @@ def push_run(run_folder: str | Path, repo: str, private: bool = False, timeout: 
     To the run's own repository as the run does: privately where it says so, and no more is deleted than it would.
     Raises `ValueError` where there is no checkpoint, no right to push, or a run that no card can be written of.
     """
-    told = (Path(run_folder) / "run.json").is_file()  # without settings there are checkpoints, but nothing to tell
-    own = record.settings(run_folder).hub if told else HubConfig()
-    hub = own if own.repo == repo else HubConfig(repo)
     newest, rejected = checkpoint.newest(run_folder)
     if newest is None:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in rejected)
         raise ValueError(f"{run_folder}: no checkpoint to push" + (f" ({reasons})" if rejected else ""))
+    told = (Path(run_folder) / "run.json").is_file()  # without settings there are checkpoints, but nothing to tell
+    own = record.settings(run_folder).hub if told else HubConfig()
+    hub = own if own.repo == repo else HubConfig(repo)
     publisher = Publisher(run_folder, dataclasses.replace(hub, private=hub.private or private))
     try:
         publisher.check()

@@ -115,9 +115,9 @@ def settings(run_folder: str | Path) -> Config:
         raise ValueError(f"{path.parent}: no run here, run.json is missing; expected the folder that `bitgen train` "
                          "wrote")
     try:
-        return from_dict(Config, _json(path))
+        return from_dict(Config, facts.read_settings(path))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def data_name(root: str) -> str:

@@ -104,14 +104,14 @@ def retrieval(case: Case) -> Section:
     if case.truth:
         found, chance = mistakes.differences(*features, case.truth)
         if found:
-            blocks.append(figure(feature_figures.differences(found, chance), "What it would err for. An attribute "
+            blocks.append(figure(feature_figures.differences(found, chance), "What it would get wrong. An attribute "
                                  "with a short bar is told well; one that reaches its chance mark does not help to "
                                  "find the image."))
         for field in ("colour", "shape"):
             shown = mistakes.confusion(*features, case.truth, field)
             drawn = feature_figures.confusion(shown.names, shown.shares, field, shown.chance.mean().item())
             blocks.append(figure(drawn, f"What {field} the five wrong images nearest to a caption have where the right "
-                                 "one has another: what it would err for."))
+                                 "one has another: what it would get wrong."))
     return Section("Retrieval", "What it finds, what it finds instead, and what it mixes up.", blocks)
 
 
@@ -133,8 +133,8 @@ def features(case: Case) -> Section:
               _joint(case),
               table(["what", "value", "beside"], rows)]
     if len(images) > 1:
-        blocks.append(figure(feature_figures.similarity(similarity(images, texts, owner, 64)), "A dark diagonal and "
-                             "two heaps that do not overlap: pairs are told from others."))
+        blocks.append(figure(feature_figures.similarity(similarity(images, texts, owner, 64)), "Look for a dark "
+                             "diagonal and two distributions that do not overlap: then pairs are told from others."))
     blocks += _probes(case)
     return Section("Features", "Where images and captions lie, and what can be read off them.", blocks)
 
@@ -179,7 +179,7 @@ def _probes(case: Case) -> list[str]:
     pixels = case.processor.vision.image_size
     stack = torch.stack([case.data.pixels(i, pixels) for i in case.gallery.indices])
     blank = probing.probe(_encoded(_untrained(case), stack, case.processor), labels.values)
-    scores = {"this model": found.auc, "untrained model": blank.auc, "labels dealt at random": found.shuffled}
+    scores = {"this model": found.auc, "untrained model": blank.auc, "shuffled labels": found.shuffled}
     return [figure(feature_figures.probes(labels.names, labels.kinds, scores), "What a linear map reads off the "
                    "features of images that it was not fitted on. What lies at chance is not there in this form, "
                    "though retrieval may still use it in combinations.")]
@@ -220,7 +220,7 @@ def memory(case: Case) -> Section | None:
         bits, dealt = slotting.information(address, labels.values)
         best = int(bits.argmax())
         rows.append([f"bits a slot tells about '{labels.names[best]}'", bits[best].item(),
-                     f"{dealt[best].item():.3g} for labels dealt at random"])
+                     f"{dealt[best].item():.3g} for shuffled labels"])
     blocks = [table(["what", "value", "beside"], rows),
               figure(memory_figures.slot_usage(slotting.mass(address).mean(0).numpy(), course, lift), "A dead slot "
                      "holds nothing. A slot that is strongly coloured in a row stands for that attribute."),
@@ -268,11 +268,13 @@ def _looks(case: Case) -> list[str]:
     words = {name: value.to(pixels.device) for name, value in
              case.processor(text=[case.data.captions[place][0]]).items()}
     seen = attention.decoder_looks(case.model, pixels, **words)[:-1][:23].cpu().numpy()
-    needed = attention.occlusion(case.model, pixels, **words)[None].cpu().numpy()
+    needed, blank = (attention.occlusion(model, pixels, **words)[None].cpu().numpy()
+                     for model in (case.model, _untrained(case).to(pixels.device)))
     ids = words["input_ids"][0, 1: 1 + len(seen)].tolist()
     said = [case.processor.tokenizer.decode([i]).strip() or "·" for i in ids]
     image = image.numpy()
     return [figure(network_figures.attention(image, said, seen), "Where the decoder looks when it says each word of "
                    "the first caption."),
             figure(network_figures.attention(image, ["the whole caption"], needed, title="What the contrast needs"),
-                   "How far the cosine of image and caption falls when a patch is painted over.")]
+                   "How far the cosine of image and caption falls when a patch is painted over: by at most "
+                   f"{needed.max():.3f}, in an untrained model {blank.max():.3f}.")]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,11 @@ class Failure:
 
 
 def client(limits: Limits) -> HfApi:
-    """A client of the Hub (`HF_ENDPOINT`), with the user's token, whose requests end within the limits."""
-    usual, asks = type(get_session()), get_session().event_hooks["request"]
+    """A client of the Hub (`HF_ENDPOINT`), with the user's token, whose requests end within the limits.
+
+    So do from now on all requests of huggingface_hub in this process.
+    """
+    usual, asks = _usual()
     patience = {"connect": limits.connect, "read": limits.read, "write": limits.read, "pool": limits.connect}
 
     def bound(request: Any) -> None:  # a client's own `timeout` gives way to None where a method has that parameter
@@ -79,6 +83,12 @@ def client(limits: Limits) -> HfApi:
     hooks = {"request": [*asks, bound], "response": [_raise_what_passes]}
     set_client_factory(lambda: usual(event_hooks=hooks, follow_redirects=True))
     return HfApi()
+
+
+@cache
+def _usual() -> tuple[type, list]:
+    """What huggingface_hub makes its sessions of by itself: asked once, before `client` changes it."""
+    return type(get_session()), list(get_session().event_hooks["request"])
 
 
 def _raise_what_passes(response: Any) -> None:

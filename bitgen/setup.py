@@ -32,6 +32,8 @@ SHAPING = {
     "optim": ("muon",),
 }
 """Settings that weights, queue and optimizer of a checkpoint were made for."""
+OF_THE_TOWER = ("mean", "std")
+"""Those that a pretrained tower brings along where they are left as they usually are."""
 
 
 def make_tokenizer(config: Config, data: Dataset, resume_from: Path | None) -> Tokenizer:
@@ -90,9 +92,11 @@ def make_model(config: Config, tokenizer: Tokenizer, captions: Sequence[Sequence
 def _check_same(config: Config, saved: dict, resume_from: Path) -> None:
     """Raise `ValueError` where weights or optimizer of the checkpoint with `saved` settings could not be taken over."""
     usual, now = to_dict(Config()), to_dict(config)  # older runs lack what was usual in their time
-    pairs = [(f"{part}.{name}", saved[part].get(name, usual[part][name]), now[part][name])
-             for part, names in SHAPING.items() for name in names]
-    changed = [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
+    changed = []
+    for part, name in ((part, name) for part, names in SHAPING.items() for name in names):
+        old, new, default = (values[part].get(name, usual[part][name]) for values in (saved, now, usual))
+        if new != old and not (name in OF_THE_TOWER and new == default):
+            changed.append(f"{part}.{name} {old} -> {new}")
     old, new = saved["loss"]["momentum"], config.loss.momentum
     if bool(old) != bool(new):
         changed.append(f"loss.momentum {old} -> {new}")

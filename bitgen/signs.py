@@ -302,8 +302,9 @@ def quality(history: list[Row], facts: Facts) -> Seen | None:
 def tracked(history: list[Row], facts: Facts) -> Seen | None:
     """The last validation loss; judged by how far it stands over its best, as a share of it."""
     losses = [row["val_total"] for row in history if "val_total" in row]
-    if not losses and history and history[-1]["step"] <= facts.get("epoch_steps", 0):
-        return None  # the row of an epoch's last step comes before its validation
+    due = facts.get("config", {}).get("validate_every") or facts.get("epoch_steps", 0)
+    if not losses and history and history[-1]["step"] <= due:
+        return None  # the row of that step comes before its validation
     if not losses or not math.isfinite(losses[-1]):
         return Seen(math.nan, math.inf)
     return Seen(losses[-1], losses[-1] / max(min(filter(math.isfinite, losses)), 1e-9) - 1)

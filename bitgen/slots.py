@@ -85,7 +85,7 @@ def by_label(address: Tensor, labels: Tensor) -> Tensor:
 
 
 def information(address: Tensor, labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Bits (C,) that the slot tells about each label, and the same (C,) for labels dealt out at random.
+    """Bits (C,) that the slot tells about each label, and the same (C,) for shuffled labels.
 
     Mutual information of the label and a slot drawn from the fact's mass. A fact lies on many slots at once, so this
     is what a single slot gives away, not all that an address holds.

@@ -23,6 +23,7 @@ from bitgen import facts, snapshot
 from bitgen.accounting import Meter
 from bitgen.batches import Feed
 from bitgen.cache import check_bad
+from bitgen.checkpoint import replace_text
 from bitgen.config import Config, to_dict
 from bitgen.data import Batch, open_data
 from bitgen.exits import DISK, HOPELESS, NUMBERS, SIGNAL, Stop
@@ -56,7 +57,8 @@ class Trainer:
         self.folder = Path(config.output_dir)
         AcceleratorState._reset_state()  # or the precision of a process's first run would bind all later ones
         together = launched()[1] > 1 and not torch.accelerator.is_available()  # on CPUs accelerate must be told
-        self.accelerator = Accelerator(mixed_precision=precision(config.precision), cpu=together, kwargs_handlers=[
+        mixed = precision(config.precision).replace("float32", "no")
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=together, kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False,  # a loss that is off leaves its head bare
                                           find_unused_parameters=not (config.loss.itm and config.loss.text))])
         if (kind := self.accelerator.distributed_type) in SHARDED:
@@ -93,7 +95,7 @@ class Trainer:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]  # as configured, also where it resumes
         objective = Objective(self.model, config.loss)
         for model in objective.models():
-            model.vision.set_attention(precision(config.precision).replace("no", "float32"), self.device)
+            model.vision.set_attention(precision(config.precision), self.device)
         if config.compile:
             objective.compile_encoders()
         self.wrapped = process.prepare_model(objective.to(self.device))
@@ -177,18 +179,7 @@ class Trainer:
         rate = schedule(self.step, self.steps, config.warmup_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate
-        self.wrapped.train()
-        done, report = [], {}
-        for left in reversed(range(config.accumulation)):
-            batch = next(batches)
-            self.journal.unreadable(batch.bad)
-            check_bad(self.journal.bad, len(self.train_data), self.config.data.max_bad_fraction)
-            alone = self.accelerator.no_sync(self.wrapped) if left else nullcontext()  # gradients are sent once a step
-            with alone, self.meter.batch(len(batch.pixel_values), self._kind()):
-                with self.accelerator.autocast():
-                    losses, report, pending = self.wrapped(batch)
-                self.accelerator.backward(losses["total"] / config.accumulation)
-            done.append((batch, pending))
+        losses, report, done = self._backward(batches)
         report = {**{name: loss.detach() for name, loss in losses.items()}, **report}
         scaler = self.accelerator.scaler                                          # of fp16
         if scaler is not None:
@@ -214,6 +205,22 @@ class Trainer:
                        "intact. Try a tenth of optim.lr, --precision float32, or look for broken images with "
                        "`bitgen data check`", NUMBERS)
         return report
+
+    def _backward(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], dict, list[tuple]]:
+        """Adds up the gradients of one update: losses and report of its last batch, and what `after_step` takes."""
+        self.wrapped.train()
+        done = []
+        for left in reversed(range(self.config.optim.accumulation)):
+            batch = next(batches)
+            self.journal.unreadable(batch.bad)
+            check_bad(self.journal.bad, len(self.train_data), self.config.data.max_bad_fraction)
+            alone = self.accelerator.no_sync(self.wrapped) if left else nullcontext()  # gradients are sent once a step
+            with alone, self.meter.batch(len(batch.pixel_values), self._kind()):
+                with self.accelerator.autocast():
+                    losses, report, pending = self.wrapped(batch)
+                self.accelerator.backward(losses["total"] / self.config.optim.accumulation)
+            done.append((batch, pending))
+        return losses, report, done
 
     def _kind(self) -> str:
         """Batches that cost the same have the same name."""
@@ -283,7 +290,7 @@ class Trainer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.main:
-                (self.folder / "run.json").write_text(json.dumps(to_dict(self.config), indent=2), encoding="utf-8")
+                replace_text(self.folder / "run.json", json.dumps(to_dict(self.config), indent=2))
                 facts.write(self.folder, self.facts)
         except OSError as error:
             raise Stop(f"the run folder {self.folder} cannot be written: {error}", DISK) from error

@@ -6,6 +6,7 @@ configuration holds all that is needed. Shapes: B images, S pixels a side, P pat
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ def resolve_tower(config: VisionConfig) -> tuple[VisionConfig, dict[str, Tensor]
     """The configuration with `tower` filled in, and the weights of `config.pretrained` for `VisionTower` (or None).
 
     Positions learned at another image size are interpolated here, once, as transformers does it at each forward.
+    Where `mean` and `std` are left as they usually are, they become those that the encoder was trained with.
     Raises `ValueError` where `pretrained` cannot be read or is no supported encoder, or the image size does not fit.
     """
     if config.pretrained is None:
@@ -49,6 +51,8 @@ def resolve_tower(config: VisionConfig) -> tuple[VisionConfig, dict[str, Tensor]
     weights["embeddings.position_embeddings"] = _positions(model, config.image_size)
     unused = ("pooler.", "embeddings.mask_token")
     weights = {f"model.{key}": value for key, value in weights.items() if not key.startswith(unused)}
+    if (config.mean, config.std) == (VisionConfig.mean, VisionConfig.std):
+        config = replace(config, **_normalisation(config.pretrained))
     return replace(config, tower=fields), weights
 
 
@@ -172,8 +176,9 @@ def _encoder_config(config: VisionConfig) -> PreTrainedConfig:
 
 
 def _fields(encoder_config: PreTrainedConfig) -> dict[str, Any]:
-    """What `vision.tower` keeps of a transformers configuration."""
-    return {key: value for key, value in encoder_config.to_diff_dict().items() if key not in NOISE}
+    """What `vision.tower` keeps of a transformers configuration: what its class knows and says of the encoder."""
+    known = {"model_type", *type(encoder_config)().to_dict()} - NOISE
+    return {key: value for key, value in encoder_config.to_diff_dict().items() if key in known}
 
 
 def _class(model_type: str | None, where: str) -> type[PreTrainedModel]:
@@ -210,6 +215,25 @@ def _read(source: str) -> PreTrainedModel:
     if missing:
         raise ValueError(f"{where}: {len(missing)} weights are missing, such as {min(missing)}")
     return model
+
+
+def _normalisation(source: str) -> dict[str, tuple]:
+    """`mean` and `std` of the encoder's own preprocessor_config.json; empty where it has none."""
+    from transformers.utils import cached_file
+
+    where = f"vision.pretrained {source!r}"
+    path = Path(source).expanduser()
+    try:
+        file = cached_file(str(path) if path.is_dir() else source, "preprocessor_config.json",
+                           _raise_exceptions_for_missing_entries=False)
+        values = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+        found = {name: tuple(map(float, values[key])) for name, key in (("mean", "image_mean"), ("std", "image_std"))
+                 if key in values}
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{where}: preprocessor_config.json not readable: {error}") from error
+    if any(len(numbers) != 3 for numbers in found.values()):
+        raise ValueError(f"{where}: preprocessor_config.json: expected three numbers in image_mean and image_std")
+    return found
 
 
 def _positions(model: PreTrainedModel, image_size: int) -> Tensor:

@@ -60,6 +60,28 @@ def test_a_valid_checkpoint_is_the_model_that_was_saved(valid):
     assert not model.training and all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_is_loaded_as_float32(folder, dtype):
+    model, _ = load(folder)
+    model.to(dtype).save_pretrained(folder)
+    loaded, processor = load(folder)
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == (torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        assert torch.equal(tensor, model.state_dict()[name].to(tensor.dtype))
+    assert loaded.encode_text(**processor(text=["a red ring"])).isfinite().all()
+
+
+def test_a_checkpoint_in_double_precision_is_refused_with_what_is_right(folder):
+    load(folder)[0].double().save_pretrained(folder)
+    with pytest.raises(ValueError, match="'F64'; a model's are F32 or F16 or BF16"):
+        load(folder)
+
+
+def test_loading_goes_to_the_device_that_is_named(folder):
+    model, processor = load(folder, device="meta")
+    assert model.encode_text(**processor(text=["a red ring"])).device.type == "meta"
+
+
 def test_loading_draws_no_random_numbers(valid):
     torch.manual_seed(1)
     before = torch.get_rng_state()

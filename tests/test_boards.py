@@ -100,7 +100,7 @@ def test_probes_are_those_of_the_scenes(validated):
     colours = [i for i, kind in enumerate(labels.kinds) if kind == "colour"]
     for row in read_metrics(run):
         assert row["probe/colour"] == pytest.approx(found.auc[colours].mean().item())
-        assert row["probe/dealt at random"] == pytest.approx(found.shuffled.mean().item())
+        assert row["probe/shuffled labels"] == pytest.approx(found.shuffled.mean().item())
     charts = [tags for chart in LAYOUT["Inside"].items() for tags in chart[1] if "probe" in chart[0]]
     assert re.fullmatch(charts[0], "probe/colour")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitgen import checkpoint
-from bitgen.checkpoint import MANIFEST, CheckpointError, course, newest, publish, rotate, save, verify
+from bitgen.checkpoint import MANIFEST, CheckpointError, course, newest, publish, replace_text, rotate, save, verify
 
 
 def writers(step: int, size: int = 300) -> dict:
@@ -353,3 +353,16 @@ def test_rotation_leaves_what_is_not_ours(tmp_path):
     assert folder.name == "checkpoint-4" and rejected == foreign and "MANIFEST.json is missing" in reason
     with pytest.raises(ValueError, match="got 0"):
         rotate(tmp_path, keep=0)
+
+
+def test_a_text_that_does_not_fit_leaves_the_one_before(tmp_path, monkeypatch):
+    def half(path, text, **how):
+        path.write_bytes(text.encode()[:3])
+        raise OSError(errno.ENOSPC, "no space left")
+    replace_text(tmp_path / "run.json", "settings")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(Path, "write_text", half)
+        replace_text(tmp_path / "run.json", "others")
+    assert (tmp_path / "run.json").read_text() == "settings" and len(list(tmp_path.iterdir())) == 1
+    replace_text(tmp_path / "run.json", "others")
+    assert (tmp_path / "run.json").read_text() == "others"

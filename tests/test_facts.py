@@ -82,6 +82,13 @@ def test_an_evaluation_knows_the_weights_it_is_of(tmp_path):
     assert facts.evaluated("org/name", None, "scenes", "val")["weights"] is None
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_run_whose_settings_are_damaged_is_not_taken_for_a_usual_one(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match="run.json"):
+        facts.data_settings(str(tmp_path), None, None)
+
+
 def test_what_is_evaluated_is_opened_as_the_run_opened_it(tmp_path):
     run, photos = tmp_path / "run", tmp_path / "photos"
     photos.mkdir()

@@ -233,6 +233,13 @@ def test_dues_shrink_with_the_run_but_never_to_nothing():
     assert due(fifth, about | {"steps": 6}) == 500
 
 
+def test_a_validation_that_is_not_due_is_not_missed():
+    about = facts(config=facts()["config"] | {"validate_every": 600})
+    rows = [{key: value for key, value in row.items() if not key.startswith("val_")} for row in history(700)]
+    assert not verdict("validation", [row for row in rows if row["step"] <= 600], about).judged
+    assert verdict("validation", rows, about).verdict == "WATCH"
+
+
 def test_a_smoke_run_of_a_few_steps_is_never_bad():
     rows = history(6, every=1, t2i=0.0, i2t=0.0, itc=4.9, memory_quality=0.0)
     assert worst(diagnose(rows, facts(steps=6))) == "OK"
@@ -407,7 +414,7 @@ def test_really_broken_runs_are_seen_and_a_healthy_one_is_not_called_bad(benchma
         written = {v.check: v for v in diagnose(read_history(tmp_path), read_facts(tmp_path))}
         assert written["vision tower"].judged and written["gradient"].judged
         unread = {check.name for check in CHECKS if check.measure(read_history(tmp_path), read_facts(tmp_path)) is None}
-        assert unread <= {"held-out retrieval", "matching", "leak", "Hub"}, "every sign finds what it reads, in time"
+        assert unread <= {"held-out retrieval", "validation", "matching", "leak", "Hub"}, "every sign finds what it reads, in time"
     else:
         assert expected in found.bad and found.since <= 30
 

@@ -180,10 +180,12 @@ def test_match_tokens_scores_pairs_without_encoding_again():
                                atol=1e-5, rtol=1e-5)
 
 
-def test_match_of_unequal_numbers_is_refused():
-    pixels, ids, mask = inputs()
-    with pytest.raises(ValueError, match="6 images and 5 captions"):
-        tiny_model().match(pixels, ids[:5], mask[:5])
+def test_pairs_of_unequal_numbers_are_refused():
+    (pixels, ids, mask), model = inputs(), tiny_model()
+    for call in (lambda: model.match(pixels, ids[:5], mask[:5]), lambda: model.remember(pixels, ids[:5], mask[:5]),
+                 lambda: model.text_logits(pixels, ids[:5])):
+        with pytest.raises(ValueError, match="6 images and 5 captions"):
+            call()
 
 
 # Memory ---------------------------------------------------------------------------------------------------

@@ -61,6 +61,19 @@ def test_an_empty_list_of_images_is_called_so(processor):
         processor(images=[])
 
 
+def test_any_row_of_images_will_do(processor):
+    paths = [photo(), photo()]
+    assert processor(images=(image for image in paths))["pixel_values"].shape[0] == 2
+    with pytest.raises(ValueError, match="images: an empty list"):
+        processor(images=iter([]))
+
+
+def test_what_is_made_lies_on_the_device_of_the_model(processor):
+    elsewhere = Processor(processor.tokenizer, processor.vision, processor.max_tokens, device="meta")
+    made = elsewhere(images=[photo()], text=["a dog"])
+    assert {values.device.type for values in made.values()} == {"meta"}
+
+
 def test_unreadable_images_are_named(processor, tmp_path):
     with pytest.raises(BadImage, match="missing.png"):
         processor(images=[tmp_path / "missing.png"])

@@ -234,10 +234,14 @@ def test_the_best_is_remembered_before_anything_lands(hub, tmp_path):
     run.close(0)
 
 
-def test_settings_that_are_none_are_an_error_before_anything_is_pushed(hub, tmp_path):
+@pytest.mark.parametrize("content, reason", [
+    ('{"hub": {"keep": "many"}}', "setting 'hub.keep'"), ("", "not readable"), ('{"hub": {"priv', "not readable"),
+    ("[]", "expected the settings of a run"), ("{}", "expected the settings of a run")])
+def test_settings_that_are_none_are_an_error_before_anything_is_pushed(hub, tmp_path, content, reason):
+    """Usual settings would make a private run public."""
     save(tmp_path, 1)
-    (tmp_path / "run.json").write_text('{"hub": {"keep": "many"}}')
-    with pytest.raises(ValueError, match="run.json: setting 'hub.keep'"):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=f"run.json: {reason}"):
         push_run(tmp_path, REPO)
     assert REPO not in hub.repos
 

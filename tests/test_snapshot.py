@@ -196,6 +196,21 @@ def test_a_resumed_run_needs_neither_the_pretrained_folder_nor_the_tokenizer_aga
     assert Trainer(changed).model.vision.image_size == 32
 
 
+def test_a_resumed_run_keeps_the_normalisation_that_its_tower_brought(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    brought = ["--vision.mean", "0.5", "0.5", "0.5"]
+    for file in (tmp_path / "run").rglob("run.json"):
+        saved = json.loads(file.read_text())
+        file.write_text(json.dumps(saved | {"vision": saved["vision"] | {"mean": [0.5, 0.5, 0.5]}}))
+    for folder in (tmp_path / "run").glob("checkpoint-*"):
+        checkpoint._seal(folder, int(folder.name[11:]), int(folder.name[11:]))
+    resumed = Trainer(config(tmp_path / "run", "--resume", "auto"))
+    assert resumed.config.vision.mean == (0.5, 0.5, 0.5)
+    Trainer(config(tmp_path / "run", "--resume", "auto", *brought))
+    with pytest.raises(ValueError, match="vision.mean"):
+        Trainer(config(tmp_path / "run", "--resume", "auto", "--vision.mean", "0.4", "0.4", "0.4"))
+
+
 def test_a_resumed_optimizer_has_the_settings_of_now(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     now = ["--optim.weight-decay", "0.3", "--optim.betas", "0.5", "0.6", "--optim.muon-momentum", "0.1",

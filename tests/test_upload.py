@@ -4,11 +4,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, get_session
 from pushes import HASTY, HELD, PATIENT, REPO, entry, whole
 
 from bitgen.outbox import CARD, ROOT
-from bitgen.repository import blob_id
+from bitgen.repository import blob_id, client
 from bitgen.upload import Job, attempt
 
 
@@ -158,3 +158,16 @@ def test_what_is_gone_from_the_outbox_meanwhile_is_not_told_as_pushed(quick, tmp
     shutil.rmtree(job.folder)
     outcome = attempt(replace(job, doomed=("checkpoint-1",)))
     assert outcome.kind == "bug" and "checkpoint-1/a.pt" in quick.files(REPO)
+
+
+def test_limits_replace_one_another(hub):
+    """A session that is asked for again and again keeps one limit, the last, and not all of them."""
+    kept = []
+    for read in (1.0, 2.0, 3.0):
+        client(replace(PATIENT, read=read))
+        kept.append(len(get_session().event_hooks["request"]))
+    assert kept[0] == kept[2]
+    request = get_session().build_request("GET", hub.url)
+    for hook in get_session().event_hooks["request"]:
+        hook(request)
+    assert request.extensions["timeout"]["read"] == 3.0

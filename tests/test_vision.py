@@ -7,7 +7,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from bitgen.config import VisionConfig
+from bitgen.admission import check_sizes
+from bitgen.config import ModelConfig, VisionConfig
 from bitgen.vision import TOWERS, VisionTower, build_tower, resolve_tower
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 4, "image_size": 24}
@@ -81,6 +82,34 @@ def test_a_saved_half_precision_encoder_is_loaded_in_float32(tmp_path):
     transformers.ViTModel.from_pretrained(tmp_path, dtype=torch.float16).save_pretrained(tmp_path)
     _, weights = resolve_tower(VisionConfig(pretrained=str(tmp_path), image_size=24))
     assert {w.dtype for w in weights.values()} == {torch.float32}
+
+
+def test_settings_that_the_encoder_does_not_know_are_left_out(tmp_path):
+    """The published DINOv2 with registers name how positions are interpolated; transformers does not read it."""
+    save_encoder("dinov2_with_registers", tmp_path)
+    file = tmp_path / "config.json"
+    more = {"interpolate_antialias": True, "interpolate_offset": 0.0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    config, _ = resolve_tower(VisionConfig(pretrained=str(tmp_path), image_size=24))
+    check_sizes(ModelConfig(), config)
+    assert config.tower["num_register_tokens"] == 4 and not more.keys() & config.tower.keys()
+
+
+def test_pixels_are_normalised_as_the_encoder_was_trained(tmp_path):
+    save_encoder("vit", tmp_path)
+    settings = {"pretrained": str(tmp_path), "image_size": 24}
+    usual = VisionConfig()
+    config, _ = resolve_tower(VisionConfig(**settings))
+    assert (config.mean, config.std) == (usual.mean, usual.std)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.4, 0.3]}')
+    config, _ = resolve_tower(VisionConfig(**settings))
+    assert (config.mean, config.std) == ((0.5, 0.5, 0.5), (0.5, 0.4, 0.3))
+    config, _ = resolve_tower(VisionConfig(**settings, mean=(0.1, 0.2, 0.3)))
+    assert (config.mean, config.std) == ((0.1, 0.2, 0.3), usual.std), "what was asked for"
+    for content in ("{", '{"image_mean": [0.5]}', '{"image_mean": 0.5}'):
+        (tmp_path / "preprocessor_config.json").write_text(content)
+        with pytest.raises(ValueError, match="preprocessor_config.json"):
+            resolve_tower(VisionConfig(**settings))
 
 
 def test_the_built_in_nano_tower():
