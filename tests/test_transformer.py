@@ -54,13 +54,15 @@ def test_bf16_attention_masks_and_stays_near_float32():
     assert torch.equal(out, attend(query.bfloat16(), key.bfloat16(), moved.bfloat16(), mask))
 
 
-def test_rows_named_twice_get_both_gradients():
+@pytest.mark.parametrize("given", [torch.randn(4, 2, 3), torch.randn(4, 3, 2).transpose(1, 2)], ids=["whole", "heads"])
+def test_rows_named_twice_get_both_gradients(given):
     x, index = torch.randn(5, 2, 3, requires_grad=True), torch.tensor([4, 0, 0, 2])
-    given = torch.randn(4, 2, 3)
     found, wanted = (torch.autograd.grad(y, x, given)[0] for y in (rows_of(x, index), x[index]))
     assert torch.equal(rows_of(x, index), x[index])
     torch.testing.assert_close(found, wanted)
     assert found[0].ne(0).all() and not found[[1, 3]].any()
+    none, = torch.autograd.grad(rows_of(x, index[:0]), x, given[:0])
+    assert none.shape == x.shape and not none.any()
 
 
 def test_self_attention_is_attention_over_ones_own_keys():
