@@ -10,10 +10,11 @@ from bitgen.listing import Splits
 from bitgen.shards import parquet_splits
 from bitgen.webdataset import webdataset_splits
 
-# A file is of the first layout whose pattern it matches, a folder of the first that it holds files of.
+# A file is of the first layout whose pattern it matches, a folder of the first that it holds files of. Shards come
+# before parquet: img2dataset writes 00000.parquet, with addresses and no images, beside 00000.tar.
 LAYOUTS = {
-    "parquet": (parquet_splits, ("*.parquet", "data/*.parquet")),
     "webdataset": (webdataset_splits, ("*.tar",)),
+    "parquet": (parquet_splits, ("*.parquet", "data/*.parquet")),
     "coco": (coco_splits, ("captions_*.json", "annotations/captions_*.json")),
     "karpathy": (karpathy_splits, ("*.json",)),
     "csv": (csv_splits, ("*.csv", "*.txt")),

@@ -23,7 +23,8 @@ def webdataset_splits(root: Path, image_root: str | None = None) -> Splits:
 
 def read_webdataset(files: Sequence[Path]) -> Listing:
     """WebDataset shards: members of one name up to its first dot are a sample, an image with .txt (a caption a line)
-    or .json (`caption` or `captions`). Where each image lies is noted once, so that any can be read at any time."""
+    or else .json (`caption` or `captions`). Where each image lies is noted once, so that any can be read at any time.
+    """
     rows = [row for file in files for row in _tar_rows(file)]
     image_ids, captions, places = grouped(rows)
     return Listing(image_ids, captions, _Spans(places), files_digest(files))
@@ -31,7 +32,7 @@ def read_webdataset(files: Sequence[Path]) -> Listing:
 
 def _tar_rows(file: Path) -> Iterator[tuple[str, list[str], tuple[Path, int, int]]]:
     """Image id, captions and place (file, offset, bytes) of each sample of a shard."""
-    samples: dict[str, tuple[list, list]] = {}
+    samples: dict[str, tuple[list, dict[str, list[str]]]] = {}
     try:
         with tarfile.open(file, "r:") as shard:
             for member in shard:
@@ -39,18 +40,19 @@ def _tar_rows(file: Path) -> Iterator[tuple[str, list[str], tuple[Path, int, int
                     continue
                 path = PurePosixPath(member.name)
                 key, _, kind = path.name.partition(".")
-                places, captions = samples.setdefault(str(path.parent / key), ([], []))
+                places, said = samples.setdefault(str(path.parent / key), ([], {"txt": [], "json": []}))
                 if kind.lower() in IMAGE_MEMBERS:
                     places.append((file, member.offset_data, member.size))
-                elif kind.lower() in ("txt", "json"):
-                    captions += _member_captions(shard.extractfile(member).read(MAX_TEXT_BYTES), kind.lower(),
-                                                 f"{file}: {member.name}")
+                elif kind.lower() in said:
+                    said[kind.lower()] += _member_captions(shard.extractfile(member).read(MAX_TEXT_BYTES), kind.lower(),
+                                                           f"{file}: {member.name}")
             # tarfile takes a header it cannot read for the end; the true end is a block of zeros.
             if _read_span(file, shard.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise ValueError(f"{file}: truncated or damaged at byte {shard.offset}")
     except tarfile.TarError as error:
         raise ValueError(f"{file}: not a readable tar file (compressed ones are not): {error}") from None
-    for key, (places, captions) in samples.items():
+    for key, (places, said) in samples.items():
+        captions = said["txt"] or said["json"]  # img2dataset writes the same caption into both
         yield f"{file.stem}/{key}", captions, places[0] if places else (file, 0, 0)
 
 
@@ -58,7 +60,7 @@ def _member_captions(data: bytes, kind: str, where: str) -> list[str]:
     try:
         text = data.decode("utf-8-sig")
         if kind == "txt":
-            return text.splitlines()
+            return [line for line in text.splitlines() if line.strip()]
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid {kind} in UTF-8: {str(error)[:200]}") from None

@@ -143,12 +143,31 @@ def test_other_files_of_the_same_name_size_and_time_are_other_images(tmp_path):
 
 
 def test_a_caption_that_an_image_has_twice_is_trained_on_once(tmp_path):
-    """As img2dataset writes them: .txt and .json of a sample hold the same."""
-    shard(tmp_path / "train-0.tar", {"0.png": jpeg(0), "0.txt": b"A dog\na cat", "0.json": b'{"caption": "a  Dog "}'})
+    shard(tmp_path / "train-0.tar", {"0.png": jpeg(0), "0.txt": b"A dog\na cat\na  Dog "})
     shard(tmp_path / "val-0.tar", {"1.png": jpeg(1), "1.txt": b"a dog\na dog"})
     settings = config(tmp_path, tmp_path)
     assert open_data(settings, "train", SIZE).captions == [["A dog", "a cat"]]
     assert open_data(settings, "val", SIZE).captions == [["a dog", "a dog"]]  # what is evaluated counts as it stands
+
+
+@pytest.mark.parametrize("said, captions", [
+    ({"0.txt": b"A dog", "0.json": b'{"caption": "A dog", "key": "0"}'}, ["A dog"]),
+    ({"0.json": b'{"caption": "A dog"}', "0.txt": b"A dog\na cat\n\n"}, ["A dog", "a cat"]),
+    ({"0.txt": b" \n", "0.json": b'{"caption": "A dog"}'}, ["A dog"]),
+])
+def test_what_txt_and_json_of_a_sample_both_say_counts_once(tmp_path, said, captions):
+    """img2dataset writes the same caption into both: validation and test would see it twice."""
+    shard(tmp_path / "val-0.tar", {"0.png": jpeg(0), **said})
+    assert read_webdataset([tmp_path / "val-0.tar"]).captions == [captions]
+
+
+def test_parquet_beside_shards_is_what_img2dataset_noted_of_them(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+    tar(tmp_path, name="00000.tar")
+    write_table(arrow.table({"url": ["http://x"], "caption": ["a dog"], "key": ["0"]}), tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    assert len(open_data(config(tmp_path, tmp_path), "train", SIZE)) == 11
 
 
 def test_a_json_member_that_says_nothing_of_captions_adds_none(tmp_path):
