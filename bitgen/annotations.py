@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bitgen.folders import image_folder, inside
+from bitgen.folders import image_folder, inside, usual_folders
 from bitgen.images import SUFFIXES
 from bitgen.listing import (
     CAPTION_COLUMNS,
@@ -49,7 +49,7 @@ def karpathy_splits(root: Path, image_root: str | None) -> Splits:
         name = _value(record, "filename", str, where)
         if "filepath" in record:
             name = f"{_value(record, 'filepath', str, where)}/{name}"
-        folder = folder or image_folder(image_root, [path.parent / "images", path.parent], name)
+        folder = folder or image_folder(image_root, usual_folders(path.parent), name)
         split = KARPATHY_SPLITS.get(_value({"split": "train", **record}, "split", str, where))
         if split is None:
             raise ValueError(f"{where}.split: expected {', '.join(KARPATHY_SPLITS)}, got {record['split']!r}")
@@ -127,12 +127,11 @@ def read_csv(path: Path, image_root: str | None = None) -> Listing:
 
 def _csv_images(path: Path, image_root: str | None) -> Iterator[tuple[str, tuple[str, list[str], str]]]:
     """Split (train where there is no column of it) and image id, captions, file of each row."""
-    usual = [path.parent / "images", path.parent / "Images", path.parent]
     for i, row in enumerate(_csv_rows(path)):
         where = f"{path}: row {i}"
         if i == 0:
             image, caption = column(row, IMAGE_COLUMNS, str(path)), column(row, CAPTION_COLUMNS, str(path))
-            folder = image_folder(image_root, usual, row[image] or "")
+            folder = image_folder(image_root, usual_folders(path.parent), row[image] or "")
         if None in row or None in row.values():
             raise ValueError(f"{where}: expected as many fields as the header has; quote a caption that holds commas")
         if (swallowed := _swallowed(row, image, caption)) is not None:

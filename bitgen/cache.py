@@ -6,6 +6,7 @@ count and the unreadable ones. The JSON is written last, each file by renaming: 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from bitgen.images import BadImage, safe_open_image, to_uint8
 
 CHUNK = 256
+MISSING = os.strerror(errno.ENOENT)
 
 
 def cache_folder(setting: str | None) -> Path:
@@ -130,4 +132,10 @@ def check_bad(bad: dict[str, str], count: int, allowed: float) -> None:
         lines = [f"  {name}: {reason}" for name, reason in list(bad.items())[:50]]
         more = [f"  ... and {len(bad) - 50} more"] if len(bad) > 50 else []
         raise ValueError("\n".join([f"{len(bad)} of {count} images are unreadable, more than data.max_bad_fraction = "
-                                    f"{allowed:g} allows:", *lines, *more]))
+                                    f"{allowed:g} allows:", *lines, *more, *not_found(bad, count)]))
+
+
+def not_found(bad: dict[str, str], count: int) -> list[str]:
+    """A line on where images are looked for, if not one of `count` was found; else none."""
+    nowhere = len(bad) == count and all(reason.endswith(MISSING) for reason in bad.values())
+    return ["  not one of them was found: name their folder with data.image_root"] if nowhere and bad else []

@@ -7,6 +7,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+NAMES = ("images", "Images", "Flicker8k_Dataset", "flickr30k-images", "flickr30k_images")
+"""Names of the folder of images, as data sets come; Flickr8k's own is spelled so."""
+
+
+def usual_folders(beside: Path) -> list[Path]:
+    """Where images lie that a file in the folder `beside` names: in one of the usual `NAMES`, or in itself."""
+    return [*(beside / name for name in NAMES), beside]
+
 
 def image_folder(setting: str | None, usual: Iterable[Path], first: str, part: str = "") -> Path:
     """The folder of the images: the first one that holds `first`, an image of the data set, or else the first there is.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bitgen.cache import CHUNK, calls
+from bitgen.cache import CHUNK, calls, not_found
 from bitgen.config import DataConfig
 from bitgen.dataset import Dataset, open_data, sources
 from bitgen.images import BadImage, safe_open_image, to_uint8
@@ -99,14 +99,21 @@ def summary(report: dict[str, Any]) -> str:
         each, words = part["captions_per_image"], part["words"]
         lines.append(f"{split}: {part['images']} images, {part['captions']} captions "
                      f"({each['min']}-{each['max']} an image, {words['mean']:.1f} words each)")
-        lines += [f"  {name}: {len(part[key])}, such as {'; '.join(map(_names, list(part[key])[:3]))}"
+        lines += [f"  {name}: {len(part[key])}, such as {_such_as(part[key])}"
                   for key, name in _FINDINGS.items() if part[key]]
+        lines += not_found(part["unreadable"], part["images"])
         if part["repeated_captions"]:
             lines.append(f"  texts under more than one image: {part['repeated_captions']}")
     if report["in_two_splits"]:
         lines.append(f"pictures in more than one split: {len(report['in_two_splits'])} "
-                     f"({'; '.join(map(_names, report['in_two_splits'][:3]))})")
+                     f"({_such_as(report['in_two_splits'])})")
     return "\n".join(lines)
+
+
+def _such_as(found: dict[str, str] | list) -> str:
+    """The first three findings; with the first one's reason, where they have reasons."""
+    named = "; ".join(map(_names, list(found)[:3]))
+    return f"{named} ({next(iter(found.values()))})" if isinstance(found, dict) else named
 
 
 def _names(found: str | list[str]) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bitgen.folders import image_folder, inside
+from bitgen.folders import image_folder, inside, usual_folders
 from bitgen.images import BadImage
 from bitgen.listing import (
     CAPTION_COLUMNS,
@@ -141,7 +141,7 @@ def _kinds(opened: Any, image: str) -> dict[str, str]:
 
 def _image_folder(image_root: str | None, file: Path, first: str) -> Path:
     """Where the images lie that a parquet file names. Raises `ValueError` where the first is not there."""
-    folder = image_folder(image_root, [file.parent / "images", file.parent], first)
+    folder = image_folder(image_root, usual_folders(file.parent), first)
     if not os.path.isfile(inside(folder, first, str(file))):
         raise ValueError(f"{file}: it holds paths and no images, and {first[:80]!r} is not in {folder}: images must be "
                          "embedded, or their folder given with data.image_root")

@@ -25,6 +25,7 @@ from bitgen.annotations import read_coco, read_csv
 from bitgen.cache import check_bad
 from bitgen.config import DataConfig
 from bitgen.data import open_data
+from bitgen.folders import NAMES
 from bitgen.images import BadImage, to_uint8
 from bitgen.listing import as_captions
 from bitgen.webdataset import read_webdataset
@@ -168,6 +169,14 @@ def test_parquet_beside_shards_is_what_img2dataset_noted_of_them(tmp_path):
     write_table(arrow.table({"url": ["http://x"], "caption": ["a dog"], "key": ["0"]}), tmp_path / "00000.parquet")
     (tmp_path / "00000_stats.json").write_text("{}")
     assert len(open_data(config(tmp_path, tmp_path), "train", SIZE)) == 11
+
+
+@pytest.mark.parametrize("folder", NAMES)
+@pytest.mark.parametrize("write", [karpathy, csv_file])
+def test_images_lie_in_a_folder_of_a_usual_name(tmp_path, write, folder):
+    write(tmp_path, count=8)
+    (tmp_path / "images").rename(tmp_path / folder)
+    assert open_data(config(tmp_path, tmp_path), "train", SIZE).bad == {}
 
 
 def test_a_json_member_that_says_nothing_of_captions_adds_none(tmp_path):
@@ -330,6 +339,18 @@ def test_a_few_bad_images_are_recorded_and_too_many_stop(tmp_path):
     assert "0.png" in reason
     with pytest.raises(BadImage, match="0.png"):
         dataset.pixels(position, SIZE)
+
+
+def test_where_no_image_is_found_the_setting_for_their_folder_is_named(tmp_path):
+    karpathy(tmp_path, count=8)
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="4 of 4 images .*(.|\n)*data.image_root$"):
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "0.png").write_bytes(jpeg(0))
+    with pytest.raises(ValueError, match="3 of 4 images") as caught:
+        open_data(config(tmp_path, tmp_path), "train", SIZE)
+    assert "image_root" not in str(caught.value)
 
 
 def test_the_list_of_bad_images_is_bounded():
