@@ -14,10 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bitgen.cache import CHUNK, calls, not_found
-from bitgen.config import DataConfig
+from bitgen.config import DataConfig, VisionConfig
 from bitgen.dataset import Dataset, open_data, sources
 from bitgen.images import BadImage, safe_open_image, to_uint8
 from bitgen.listing import Listing, digest
+from bitgen.ranges import check_ranges
 from bitgen.tokenizer import clean, plain
 
 LOOK = 64
@@ -160,9 +161,11 @@ def contact_sheet(dataset: Dataset, path: str | Path, count: int = 24, size: int
 def prepare(config: DataConfig, image_size: int) -> dict[str, dict[str, int]]:
     """Decode every split of a data set once into the cache, whatever its size; training then finds it there.
 
-    Gives `images` and `unreadable` of each split. Raises `ValueError` where too many images are unreadable, or the
-    cache folder has no room.
+    Gives `images` and `unreadable` of each split. Raises `ValueError` for settings that training would refuse, and
+    where too many images are unreadable, or the cache folder has no room.
     """
+    check_ranges(config, "data")
+    check_ranges(VisionConfig(image_size=image_size), "vision")
     names = list(sources(config, image_size))
     if "train" in names and "val" not in names:
         names.append("val")

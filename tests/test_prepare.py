@@ -103,3 +103,15 @@ def test_what_is_prepared_is_what_training_with_these_settings_finds(tmp_path, m
         assert open_data(settings, split, 8).prepared(8) is not None and not caplog.messages
     assert open_data(dataclasses.replace(settings, limit=11), "train", 8).prepared(8) is None
     assert [message for message in caplog.messages if "11 train images" in message and "data prepare" in message]
+
+
+@pytest.mark.parametrize("option, told", [
+    (("--image-size", "0"), "vision.image_size must be between 8 and 2048, got 0"),
+    (("--image-size", "-4"), "vision.image_size must be between 8 and 2048, got -4"),
+    (("--limit", "-3"), "data.limit must be at least 1, got -3"),
+    (("--val-fraction", "1.5"), "data.val_fraction must be between 0 and 0.9, got 1.5"),
+])
+def test_what_training_would_refuse_is_not_prepared(tmp_path, option, told, capsys):
+    csv_file(tmp_path)
+    assert main(["data", "prepare", str(tmp_path), "--cache", str(tmp_path / "pixels"), *option]) == 65
+    assert capsys.readouterr().err == f"bitgen: {told}\n" and not (tmp_path / "pixels").exists()
