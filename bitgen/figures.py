@@ -2,8 +2,7 @@
 
     figures.curves(history).savefig("curves.png")
 
-One style: white ground, thin lines, colours of Okabe and Ito (told apart by the colour-blind), grey dashes for chance.
-matplotlib is imported when a figure is drawn, and never `pyplot`: no window, no global state, safe in a thread.
+All in the one style of `drawing`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The good and bad signs of a run: one table of checks, each with what it measures and where it turns bad.
+"""The good and bad signs of a run: what a check is, and what each measures; the table of them is `checks`.
 
 A check measures one number on the recent rows of `metrics.jsonl` and holds it against two limits. The numbers are the
 training guide's where those hold at any scale; where they do not, the measure takes a quantity that does, and its
