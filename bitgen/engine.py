@@ -64,7 +64,7 @@ def import_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError:
-        raise ValueError("searching an index needs faiss: pip install faiss-cpu (BitGen's extra `index`)") from None
+        raise ValueError("searching an index needs faiss: pip install 'bitgen[index]'") from None
     return faiss
 
 

@@ -22,7 +22,7 @@ def export(store: Store, path: str | Path, captions: bool = False) -> int:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise ValueError("exporting an index needs pyarrow: pip install pyarrow (BitGen's extra `data`)") from None
+        raise ValueError("exporting an index needs pyarrow: pip install 'bitgen[data]'") from None
     if captions and not store.with_captions:
         raise ValueError(f"{store.folder}: its captions were not encoded; build it with captions")
     described = ({"id": pa.string(), "number": pa.int32(), "caption": pa.string()} if captions else

@@ -112,5 +112,5 @@ def test_the_engine_is_chosen_by_size_and_can_be_set(tmp_path, index, painter):
 
 def test_without_faiss_searching_says_what_to_install(index, painter, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(ValueError, match="pip install faiss-cpu"):
+    with pytest.raises(ValueError, match=r"pip install 'bitgen\[index\]'"):
         Index.open(index.folder, painter).search(painter.text(["red"]))

@@ -179,6 +179,15 @@ def test_every_requirement_is_pinned():
     assert "torchvision" not in pins
 
 
+def test_what_is_missing_is_installed_as_an_extra():
+    """In one way: by the name of ours that brings it."""
+    named = [(path.name, said) for folder in ("bitgen", "app") for path in (ROOT / folder).rglob("*.py")
+             for said in re.findall(r"pip install \S+", path.read_text(encoding="utf-8"))]
+    wrong = [each for each in named if not (found := re.match(r"pip install '(bitgen|gradio)\[([a-z,]+)\]'", each[1]))
+             or found[1] == "bitgen" and not set(found[2].split(",")) <= set(EXTRAS)]
+    assert named and not wrong
+
+
 def test_a_space_installs_what_the_project_needs():
     """A Space brings gradio; the rest it is told in a file of its own."""
     lines = (ROOT / "app" / "requirements.txt").read_text(encoding="utf-8").splitlines()
