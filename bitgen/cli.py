@@ -1,8 +1,10 @@
-"""The command line: `bitgen train`, `bitgen evaluate`, `bitgen data`.
+"""The command line: each command is a function of its name, and a dataclass of what it takes.
 
-Help texts are the configuration's docstrings (through tyro). Exit status 0 means that what was asked for was done;
-2 is a bad command line, 65 bad input, 74 a disk that cannot be written, 75 a last checkpoint that is not on the Hub,
-76 numbers that are not finite.
+Help texts are the functions' docstrings and the dataclasses' (through tyro). Exit status 0 means that what was asked
+for was done; 1 is a verdict of `doctor --strict` that is BAD, 2 a bad command line, 130 an interruption (128 and the
+number of the signal), and the rest stands in `exits`: 3 no checkpoint that is whole, 65 bad input, 70 a process lost
+that makes batches, 74 a disk that cannot be written, 75 a last checkpoint that is not on the Hub, 76 numbers that are
+not finite, 77 a run ended as hopeless.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import Literal
 
 import tyro
 
+from bitgen.arguments import check_settings, known_command, parse, refuse
 from bitgen.checkpoint import CheckpointError
-from bitgen.config import Config, DataConfig, Format, load_preset, nearest, preset_names, settings
+from bitgen.config import Config, DataConfig, Format, load_preset, preset_names, settings
 from bitgen.exits import DISK, INPUT
 
 
@@ -184,28 +187,17 @@ class App:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status. Bad input prints one line that says what would be right."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train, "evaluate": evaluate, "data": data, "pull": pull, "card": card, "doctor": doctor,
-                "diagnose": diagnose,
-                "push": push, "hub": hub, "app": app, "index": index, "search": search}
-    if not argv or argv[0] not in commands:
-        asked_for_help = bool(argv) and argv[0] in ("-h", "--help", "help")
-        print(f"usage: bitgen {{{','.join(commands)}}} …\n\n"
-              "  train      train a model: bitgen train --config scenes\n"
-              "  evaluate   measure it: bitgen evaluate runs/scenes --data scenes --split test\n"
-              "  data       look a data set over, or prepare it: bitgen data check FOLDER\n"
-              "  pull       fetch a checkpoint from the Hub: bitgen pull ORG/NAME --output-dir runs/NAME\n"
-              "  card       write the model card of a run: bitgen card runs/scenes\n"
-              "  doctor     is it learning? bitgen doctor runs/scenes\n"
-              "  diagnose   look inside, on one page: bitgen diagnose runs/scenes --out report.html\n"
-              "  push       send a run to the Hub: bitgen push runs/scenes --repo ORG/NAME\n"
-              "  index      encode a gallery: bitgen index photos/ --checkpoint runs/photos --out photos.index\n"
-              "  search     find pictures: bitgen search photos.index \"a dog on a beach\"\n"
-              "  hub        look over or tidy up what is there: bitgen hub list ORG/NAME\n"
-              "  app        search and look inside, in the browser: bitgen app runs/scenes\n\n"
-              "`bitgen COMMAND --help` tells more.", file=sys.stdout if asked_for_help else sys.stderr)
+    commands = {each.__name__: each for each in (train, evaluate, data, pull, card, doctor, diagnose, push, index,
+                                                 search, hub, app)}
+    asked_for_help = argv[:1] in (["-h"], ["--help"], ["help"])
+    if not argv or asked_for_help:
+        lines = [f"  {name:<10} {command.__doc__}" for name, command in commands.items()]
+        print("\n".join([f"usage: bitgen {{{','.join(commands)}}} …", "", *lines, "",
+                         "`bitgen COMMAND --help` tells more."]), file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
+    command = commands[known_command(argv, commands, "bitgen")]
     try:
-        return commands[argv[0]](argv[1:])
+        return command(argv[1:])
     except (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
             PermissionError) as error:
         print(f"bitgen: {error}", file=sys.stderr)
@@ -225,33 +217,32 @@ def parse_config(argv: list[str]) -> Config:
     for argument in arguments:
         name, given, value = argument.partition("=")
         if name == "--config":
-            config = load_preset(value if given else next(arguments, ""), config)
+            config = load_preset(_preset_named(value if given else next(arguments, "")), config)
         else:
             rest.append(f"--data.root{given}{value}" if name == "--data" else argument)
     description = (f"Train a model. --config NAME lays a preset first: {', '.join(preset_names())}, "
                    "or the path of a YAML file.")
+    check_settings(settings(), "bitgen train", rest)
     return tyro.cli(Config, prog="bitgen train", default=config, args=_spelled(rest), description=description,
                     config=(tyro.conf.FlagConversionOff,))
 
 
-def _spelled(arguments: list[str]) -> list[str]:
-    """The arguments as tyro takes them: yes-or-no settings with their value, in capitals.
+def _preset_named(word: str) -> str:
+    if not word or word.startswith("--"):
+        refuse(f"--config needs a name: {', '.join(preset_names())}, or the path of a .yaml file")
+    return word
 
-    Ends with status 2 for a setting that there is not, naming the nearest: tyro does so only where it is very near.
-    """
+
+def _spelled(arguments: list[str]) -> list[str]:
+    """The arguments as tyro takes them: yes-or-no settings with their value, in capitals."""
     known, spelled, switch = settings(), [], False
     for argument in arguments:
         name, _, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and not name.startswith(("help", "tyro-")):
+        if argument.startswith("--"):
             spelled += ["True"] * switch                                            # the one before had no value
-            name = name.replace("-", "_")
-            if name not in known:
-                near = nearest(name, known).replace("_", "-")
-                print(f"bitgen train: unknown setting {argument.partition('=')[0]}; did you mean --{near}? "
-                      "`bitgen train --help` lists all", file=sys.stderr)
-                raise SystemExit(2)
-            switch = known[name] is bool and not value
-            spelled.append(f"--{name}={value.capitalize()}" if known[name] is bool and value else argument)
+            yes_or_no = known.get(name.replace("-", "_")) is bool
+            switch = yes_or_no and not value
+            spelled.append(f"--{name}={value.capitalize()}" if yes_or_no and value else argument)
         else:
             spelled.append(argument.capitalize() if switch else argument)
             switch = False
@@ -259,7 +250,7 @@ def _spelled(arguments: list[str]) -> list[str]:
 
 
 def train(argv: list[str]) -> int:
-    """`bitgen train`."""
+    """Train a model: `bitgen train --config scenes`."""
     config = parse_config(argv)
     from bitgen.exits import Stop
     from bitgen.trainer import Trainer
@@ -274,8 +265,8 @@ def train(argv: list[str]) -> int:
 
 
 def evaluate(argv: list[str]) -> int:
-    """`bitgen evaluate`."""
-    options = tyro.cli(Evaluate, prog="bitgen evaluate", args=argv)
+    """Measure it: `bitgen evaluate runs/scenes --data scenes --split test`."""
+    options = parse(Evaluate, "bitgen evaluate", argv)
     if options.rerank < 0:
         raise ValueError(f"rerank must be at least 0, got {options.rerank}")
     _check_files(json=options.json, picture=options.picture)
@@ -301,13 +292,12 @@ def evaluate(argv: list[str]) -> int:
 
 
 def data(argv: list[str]) -> int:
-    """`bitgen data check` and `bitgen data prepare`."""
-    from bitgen import prepare as module
-
-    commands = {"check": Check, "prepare": Prepare}
-    options = tyro.extras.subcommand_cli_from_dict(commands, prog="bitgen data", args=argv)
+    """Look a data set over, or prepare it: `bitgen data check FOLDER`."""
+    options = parse({"check": Check, "prepare": Prepare}, "bitgen data", argv)
     if isinstance(options, Check):
         _check_files(json=options.json, sheet=options.sheet)
+    from bitgen import prepare as module
+
     config = DataConfig(**{name: value for name, value in vars(options).items() if hasattr(DataConfig, name)})
     if isinstance(options, Prepare):
         for split, part in module.prepare(config, options.image_size).items():
@@ -324,8 +314,8 @@ def data(argv: list[str]) -> int:
 
 
 def pull(argv: list[str]) -> int:
-    """`bitgen pull`."""
-    options = tyro.cli(Pull, prog="bitgen pull", args=argv)
+    """Fetch a checkpoint from the Hub: `bitgen pull ORG/NAME --output-dir runs/NAME`."""
+    options = parse(Pull, "bitgen pull", argv)
     from bitgen import hub
 
     repo, revision = hub.split_revision(options.repo)
@@ -337,8 +327,8 @@ def pull(argv: list[str]) -> int:
 
 
 def card(argv: list[str]) -> int:
-    """`bitgen card`."""
-    options = tyro.cli(Card, prog="bitgen card", args=argv)
+    """Write the model card of a run: `bitgen card runs/scenes`."""
+    options = parse(Card, "bitgen card", argv)
     from bitgen.card import write
 
     print(f"model card: {write(options.run)}")
@@ -346,8 +336,8 @@ def card(argv: list[str]) -> int:
 
 
 def doctor(argv: list[str]) -> int:
-    """`bitgen doctor`."""
-    options = tyro.cli(Doctor, prog="bitgen doctor", args=argv)
+    """Is it learning? `bitgen doctor runs/scenes`."""
+    options = parse(Doctor, "bitgen doctor", argv)
     from bitgen import health
 
     history = health.read_history(options.run)
@@ -357,11 +347,11 @@ def doctor(argv: list[str]) -> int:
 
 
 def diagnose(argv: list[str]) -> int:
-    """`bitgen diagnose`."""
-    options = tyro.cli(Diagnose, prog="bitgen diagnose", args=argv)
+    """Look inside, on one page: `bitgen diagnose runs/scenes --out report.html`."""
+    options = parse(Diagnose, "bitgen diagnose", argv)
+    _check_files(out=options.out)
     from bitgen.report import write
 
-    _check_files(out=options.out)
     page = write(options.run, options.out, options.data, options.split, options.images, options.checkpoint,
                  options.device)
     print(f"report: {page}")
@@ -369,8 +359,8 @@ def diagnose(argv: list[str]) -> int:
 
 
 def push(argv: list[str]) -> int:
-    """`bitgen push`."""
-    options = tyro.cli(Push, prog="bitgen push", args=argv)
+    """Send a run to the Hub: `bitgen push runs/scenes --repo ORG/NAME`."""
+    options = parse(Push, "bitgen push", argv)
     from bitgen import exits
     from bitgen.push import push_run
 
@@ -380,8 +370,8 @@ def push(argv: list[str]) -> int:
 
 
 def hub(argv: list[str]) -> int:
-    """`bitgen hub list` and `bitgen hub gc`."""
-    options = tyro.extras.subcommand_cli_from_dict({"list": Listed, "gc": Squash}, prog="bitgen hub", args=argv)
+    """Look over or tidy up what is there: `bitgen hub list ORG/NAME`."""
+    options = parse({"list": Listed, "gc": Squash}, "bitgen hub", argv)
     from bitgen import repository
 
     print(repository.listing(options.repo))
@@ -396,22 +386,22 @@ def hub(argv: list[str]) -> int:
 
 
 def index(argv: list[str]) -> int:
-    """`bitgen index`."""
+    """Encode a gallery: `bitgen index photos/ --checkpoint runs/photos --out photos.index`."""
     from bitgen import index_commands
 
     return index_commands.index(argv)
 
 
 def search(argv: list[str]) -> int:
-    """`bitgen search`."""
+    """Find pictures: `bitgen search photos.index "a dog on a beach"`."""
     from bitgen import index_commands
 
     return index_commands.search(argv)
 
 
 def app(argv: list[str]) -> int:
-    """`bitgen app`."""
-    options = tyro.cli(App, prog="bitgen app", args=argv)
+    """Search and look inside, in the browser: `bitgen app runs/scenes`."""
+    options = parse(App, "bitgen app", argv)
     try:
         from app.main import launch
     except ModuleNotFoundError as error:

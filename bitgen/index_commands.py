@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from bitgen.arguments import parse
 from bitgen.gallery import find
 from bitgen.hub import load
 from bitgen.index import Index
@@ -125,9 +126,9 @@ CHANGES = {"remove": Remove, "restore": Restore, "duplicates": Duplicates, "expo
 def index(argv: list[str]) -> int:
     """`bitgen index GALLERY …`, and `bitgen index remove`, `restore`, `duplicates` and `export`."""
     if argv and argv[0] in CHANGES:
-        return _change(tyro.extras.subcommand_cli_from_dict(CHANGES, prog="bitgen index", args=argv))
-    options = tyro.cli(Build, prog="bitgen index", args=argv,
-                       description=f"{Build.__doc__}\n\nLater: bitgen index {'|'.join(CHANGES)} DIR …")
+        return _change(parse(CHANGES, "bitgen index", argv))
+    options = parse(Build, "bitgen index", argv,
+                    description=f"{Build.__doc__}\n\nLater: bitgen index {'|'.join(CHANGES)} DIR …")
     encoder = Encoder(*load(options.checkpoint, device=options.device))
     gallery = find(options.gallery, options.split, encoder.image_size)
     built = Index.build(options.out, gallery, encoder, captions=options.captions, dtype=options.dtype,
@@ -163,7 +164,7 @@ def _change(options: Remove | Restore | Duplicates | Export) -> int:
 
 def search(argv: list[str]) -> int:
     """`bitgen search DIR "a red ring" …`."""
-    options = tyro.cli(Search, prog="bitgen search", args=argv)
+    options = parse(Search, "bitgen search", argv)
     gallery = Index.open(options.index, engine=options.engine)
     checkpoint = options.checkpoint or gallery.checkpoint
     if checkpoint is None:

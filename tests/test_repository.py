@@ -24,7 +24,7 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(en
 
 # A module imports only what stands before it. Where a new one belongs is a decision: it is written down here.
 ORDER = """
-    config ranges bitlinear losses retrieval projection
+    config ranges arguments bitlinear losses retrieval projection
     drawing figures feature_figures memory_figures network_figures data_figures page
     images scene_words scenes transformer memory
     lean vision text generation fusion tokenizer

@@ -1,0 +1,72 @@
+"""Command lines: a word that is none of those that there are is one line with the nearest."""
+
+import pytest
+
+from bitgen.cli import main
+
+
+@pytest.mark.parametrize("argv, told", [
+    ("trian", "no command 'trian'; did you mean 'train'? `bitgen --help` lists all"),
+    ("data chek x", "no command 'chek'; did you mean 'check'? `bitgen data --help` lists all"),
+    ("data", "`bitgen data` needs a command: check or prepare"),
+    ("hub lst a/b", "no command 'lst'; did you mean 'list'? `bitgen hub --help` lists all"),
+    ("evaluate x --devic cpu", "unknown setting --devic; did you mean --device? `bitgen evaluate --help` lists all"),
+    ("data check x --imageroot=y",
+     "unknown setting --imageroot; did you mean --image-root? `bitgen data check --help` lists all"),
+    ("index remove x y --idz z", "unknown setting --idz; did you mean --help? `bitgen index remove --help` lists all"),
+    ("search x dog --treshold 1",
+     "unknown setting --treshold; did you mean --threshold? `bitgen search --help` lists all"),
+    ("search x dog -k 3", "unknown setting -k; did you mean --k? `bitgen search --help` lists all"),
+    ("train --optim.lrr 1", "unknown setting --optim.lrr; did you mean --optim.lr? `bitgen train --help` lists all"),
+    ("train --no-compile", "unknown setting --no-compile; did you mean --compile? `bitgen train --help` lists all"),
+    ("evaluate x --split tset", "--split: expected one of train, val, test, got 'tset'; did you mean 'test'?"),
+    ("index x --dtype=float3", "--dtype: expected one of float16, float32, got 'float3'; did you mean 'float32'?"),
+    ("train --data.format parqet", "--data.format: expected one of auto, scenes, karpathy, coco, parquet, webdataset, "
+                                   "hub, csv, got 'parqet'; did you mean 'parquet'?"),
+    ("train --stop-on bed", "--stop-on: expected one of bad, None, got 'bed'; did you mean 'bad'?"),
+    *((f"train --config{rest}", "--config needs a name: ") for rest in ("", "=", " --seed 3")),
+])
+def test_a_word_that_there_is_not_is_one_line_with_the_nearest(argv, told, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv.split())
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.err.startswith(f"bitgen: {told}") and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv, told", [
+    ("data prepare x --image-size abc", "bitgen data prepare --help"), ("index export", "bitgen index export --help"),
+])
+def test_what_cannot_be_read_points_to_the_help_of_its_own_command(argv, told, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv.split())
+    assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", ["data --help", "data check --help", "hub -h", "index --help", "evaluate -h",
+                                  "train --help"])
+def test_help_is_asked_for(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv.split())
+    said = capsys.readouterr()
+    assert not end.value.code and not said.err and f"usage: bitgen {argv.rpartition(' ')[0]}" in said.out
+
+
+def test_every_command_is_in_the_help(capsys):
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert main([]) == 2 and capsys.readouterr().err == told
+    assert told.startswith("usage: bitgen {train,evaluate,")
+    assert all(f"\n  {name:<10} " in told and f"`bitgen {name} " in told for name in
+               "train evaluate data pull card doctor diagnose push index search hub app".split())
+
+
+def test_settings_reach_the_command_however_they_are_written(monkeypatch):
+    """Behind `--` nothing is a setting; yes-or-no ones have a no."""
+    from bitgen import index_commands
+
+    asked = []
+    monkeypatch.setattr(index_commands, "_change", asked.append)
+    for argv in (["export", "--no-captions", "a", "b"], ["export", "--captions", "a", "b"],
+                 ["remove", "a", "--", "--id"]):
+        assert not main(["index", *argv])
+    assert [asked[0].captions, asked[1].captions, asked[2].ids] == [False, True, ["--id"]]
