@@ -10,6 +10,7 @@ not finite, 77 a run ended as hopeless.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from bitgen.arguments import check_settings, known_command, parse, refuse
 from bitgen.checkpoint import CheckpointError
 from bitgen.config import Config, DataConfig, Format, load_preset, preset_names, settings
 from bitgen.exits import DISK, INPUT
+
+PICTURES = ("sheet", "picture")
+"""Options that name a picture to write."""
 
 
 @dataclass
@@ -269,7 +273,8 @@ def evaluate(argv: list[str]) -> int:
     options = parse(Evaluate, "bitgen evaluate", argv)
     if options.rerank < 0:
         raise ValueError(f"rerank must be at least 0, got {options.rerank}")
-    _check_files(json=options.json, picture=options.picture)
+    picture = options.picture or str((Path(options.run) if Path(options.run).is_dir() else Path()) / "retrievals.png")
+    _check_files(json=options.json, picture=picture)
     from bitgen import evaluate as module
     from bitgen.data import open_data
     from bitgen.facts import data_settings, evaluated
@@ -284,8 +289,6 @@ def evaluate(argv: list[str]) -> int:
     if options.json:
         of = evaluated(options.run, options.checkpoint, opened.root, options.split)
         _write(options.json, json.dumps(report | {"of": of}, indent=2))
-    picture = Path(options.picture or (Path(options.run) if Path(options.run).is_dir() else Path()) / "retrievals.png")
-    picture.parent.mkdir(parents=True, exist_ok=True)
     module.picture(gallery, dataset, processor.vision.image_size).savefig(picture)
     print(f"best, typical and worst retrievals: {picture}")
     return 0
@@ -411,12 +414,30 @@ def app(argv: list[str]) -> int:
 
 
 def _check_files(**options: str | None) -> None:
-    """Raise `ValueError` for a file to write that is a folder: before the work, not after it."""
+    """Raise `ValueError` for a file that cannot be written: before the work, not after it. Makes their folders."""
     for name, path in options.items():
-        if path is not None and Path(path).is_dir():
-            raise ValueError(f"--{name} {path}: a folder; name a file to write")
+        try:
+            if path is not None:
+                _check_file(Path(path), name in PICTURES)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--{name} {path}: cannot be written: {error}") from None
+
+
+def _check_file(path: Path, picture: bool) -> None:
+    """Raise `OSError` or `ValueError` where `path` cannot be written; what stands there stays as it is."""
+    from bitgen.drawing import check_suffix
+
+    if picture:
+        check_suffix(path)
+    if path.is_dir():
+        raise ValueError("it is a folder; name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.touch()
+        path.unlink(missing_ok=True)
+    elif not os.access(path, os.W_OK):
+        raise ValueError("it is read-only")
 
 
 def _write(path: str, text: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text + "\n", encoding="utf-8")

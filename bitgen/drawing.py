@@ -12,6 +12,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,6 +82,15 @@ def cells(axes: Axes, values: np.ndarray, rows: list[str], columns: list[str], l
             axes.text(column, row, form(value), ha="center", va="center", size=7,
                       color=ON_DARK if dark else ON_LIGHT)
     return image
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raise `ValueError` for a name that does not end as that of a picture that figures can be saved as."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix.lower().removeprefix(".") not in known:
+        raise ValueError(f"expected the name of a picture, which ends in .{', .'.join(sorted(known))}")
 
 
 def plain_log(axes: Axes, which: str) -> None:

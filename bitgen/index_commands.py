@@ -129,6 +129,8 @@ def index(argv: list[str]) -> int:
         return _change(parse(CHANGES, "bitgen index", argv))
     options = parse(Build, "bitgen index", argv,
                     description=f"{Build.__doc__}\n\nLater: bitgen index {'|'.join(CHANGES)} DIR …")
+    if Path(options.out).is_file():
+        raise ValueError(f"--out {options.out}: a file; expected a folder, which is made where it is missing")
     encoder = Encoder(*load(options.checkpoint, device=options.device))
     gallery = find(options.gallery, options.split, encoder.image_size)
     built = Index.build(options.out, gallery, encoder, captions=options.captions, dtype=options.dtype,

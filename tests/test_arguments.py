@@ -1,7 +1,10 @@
-"""Command lines: a word that is none of those that there are is one line with the nearest."""
+"""Command lines: a word that is none of those that there are is one line with the nearest; files to write are tried
+before the work."""
 
 import pytest
+from layouts import csv_file
 
+from bitgen import cli
 from bitgen.cli import main
 
 
@@ -70,3 +73,33 @@ def test_settings_reach_the_command_however_they_are_written(monkeypatch):
                  ["remove", "a", "--", "--id"]):
         assert not main(["index", *argv])
     assert [asked[0].captions, asked[1].captions, asked[2].ids] == [False, True, ["--id"]]
+
+
+@pytest.mark.parametrize("command, option, name, told", [
+    ("data check", "sheet", "sheet.xyz", "cannot be written: expected the name of a picture, which ends in .avif, "),
+    ("data check", "sheet", "sheet", "cannot be written: expected the name of a picture"),
+    ("data check", "sheet", "captions.csv/sheet.png", "cannot be written: "),
+    ("data check", "json", "captions.csv/report.json", "cannot be written: "),
+    ("evaluate", "json", "images", "cannot be written: it is a folder; name a file"),
+    ("evaluate", "picture", "worst.doc", "cannot be written: expected the name of a picture"),
+    ("diagnose", "out", "captions.csv/page.html", "cannot be written: "),
+])
+def test_a_file_that_cannot_be_written_is_named_before_the_work(tmp_path, command, option, name, told, capsys):
+    csv_file(tmp_path, count=1)
+    path = tmp_path / name
+    assert main([*command.split(), str(tmp_path), f"--{option}", str(path)]) == 65
+    said = capsys.readouterr()
+    assert said.err.startswith(f"bitgen: --{option} {path}: {told}") and said.err.count("\n") == 1 and not said.out
+
+
+def test_trying_whether_a_file_can_be_written_leaves_what_is_there(tmp_path):
+    (tmp_path / "old.json").write_text("as it was")
+    cli._check_files(json=str(tmp_path / "old.json"), out=str(tmp_path / "new" / "page.html"), sheet=None)
+    assert (tmp_path / "old.json").read_text() == "as it was" and not list((tmp_path / "new").iterdir())
+
+
+def test_an_index_goes_into_a_folder(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["index", str(tmp_path), "--checkpoint", "nowhere", "--out", str(tmp_path / "file")]) == 65
+    assert capsys.readouterr().err == (f"bitgen: --out {tmp_path / 'file'}: a file; expected a folder, which is made "
+                                       "where it is missing\n")
