@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import tyro
 from bitgen.arguments import check_settings, known_command, parse, refuse
 from bitgen.checkpoint import CheckpointError
 from bitgen.config import Config, DataConfig, Format, load_preset, preset_names, settings
-from bitgen.exits import DISK, INPUT
+from bitgen.exits import DISK, INPUT, SIGNAL
 
 PICTURES = ("sheet", "picture")
 """Options that name a picture to write."""
@@ -202,6 +203,9 @@ def main(argv: list[str] | None = None) -> int:
     command = commands[known_command(argv, commands, "bitgen")]
     try:
         return command(argv[1:])
+    except KeyboardInterrupt:
+        print("bitgen: interrupted", file=sys.stderr)
+        return SIGNAL + signal.SIGINT
     except (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
             PermissionError) as error:
         print(f"bitgen: {error}", file=sys.stderr)

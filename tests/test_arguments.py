@@ -1,5 +1,5 @@
 """Command lines: a word that is none of those that there are is one line with the nearest; files to write are tried
-before the work."""
+before the work; an interruption is no traceback."""
 
 import pytest
 from layouts import csv_file
@@ -73,6 +73,20 @@ def test_settings_reach_the_command_however_they_are_written(monkeypatch):
                  ["remove", "a", "--", "--id"]):
         assert not main(["index", *argv])
     assert [asked[0].captions, asked[1].captions, asked[2].ids] == [False, True, ["--id"]]
+
+
+@pytest.mark.parametrize("argv, busy", [
+    ("data check x", "bitgen.prepare.check"), ("doctor x", "bitgen.health.read_history"),
+    ("train", "bitgen.cli.settings"),
+])
+def test_an_interruption_is_one_line_and_status_130(argv, busy, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(busy, interrupted)
+    assert main(argv.split()) == 130
+    assert capsys.readouterr() == ("", "bitgen: interrupted\n")
 
 
 @pytest.mark.parametrize("command, option, name, told", [
