@@ -94,7 +94,7 @@ def _range(values: Sequence[int]) -> dict[str, float]:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """A report of `check` in a few lines, for the terminal."""
+    """A report of `check` in a few lines, for the terminal, in which … is the folder of the data set."""
     lines = []
     for split, part in report["splits"].items():
         each, words = part["captions_per_image"], part["words"]
@@ -108,7 +108,7 @@ def summary(report: dict[str, Any]) -> str:
     if report["in_two_splits"]:
         lines.append(f"pictures in more than one split: {len(report['in_two_splits'])} "
                      f"({_such_as(report['in_two_splits'])})")
-    return "\n".join(lines)
+    return "\n".join(lines).replace(f"{Path(report['root']).expanduser().resolve()}/", "…/")
 
 
 def _such_as(found: dict[str, str] | list) -> str:
