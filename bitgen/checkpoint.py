@@ -154,8 +154,14 @@ def verify(folder: str | Path) -> None:
             raise CheckpointError(folder, f"{name} is missing")
         if path.stat().st_size != size:
             raise CheckpointError(folder, f"{name} has {path.stat().st_size:,} bytes instead of {size:,}")
-        if _sha256(path) != sha256:
+        if file_digest(path) != sha256:
             raise CheckpointError(folder, f"{name} is damaged: its sha256 is not the manifest's")
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -195,7 +201,7 @@ def _seal(folder: Path, step: int, sequence: int) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
         _fsync(path)
-        files[path.name] = [path.stat().st_size, _sha256(path)]
+        files[path.name] = [path.stat().st_size, file_digest(path)]
     (folder / MANIFEST).write_text(_sealed({"step": step, "sequence": sequence, "files": files}), encoding="utf-8")
     _fsync(folder / MANIFEST)
     _fsync(folder)
@@ -253,11 +259,6 @@ def _folders(run: Path) -> list[Path]:
 
 def _step(folder: Path) -> int:
     return int(NAME.fullmatch(folder.name)[1])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -6,7 +6,6 @@ card and the checks of a run's health read it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bitgen.checkpoint import replace_text
+from bitgen.checkpoint import file_digest, replace_text
 from bitgen.config import Config, DataConfig, from_dict, located
 from bitgen.precision import precision
 from bitgen.retrieval import LEVEL
@@ -98,7 +97,7 @@ def evaluated(source: str, checkpoint: str | None, data: str, split: str) -> dic
     `level` of its confidence intervals."""
     weights = Path(source).expanduser() / (checkpoint or "") / WEIGHTS
     return {"data": data, "split": split, "checkpoint": checkpoint, "level": LEVEL,
-            "weights": sha256(weights) if weights.is_file() else None}
+            "weights": file_digest(weights) if weights.is_file() else None}
 
 
 def settings(folder: Path) -> dict:
@@ -137,9 +136,3 @@ def data_settings(source: str, checkpoint: str | None, root: str | None) -> Data
     if root == own.root or (Path(root).exists() and Path(root).resolve() == Path(own.root).expanduser().resolve()):
         return replace(own, root=root, cache=cache)
     return DataConfig(root=root, val_fraction=own.val_fraction, cache=cache)
-
-
-def sha256(path: Path) -> str:
-    """Of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

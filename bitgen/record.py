@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitgen import accounting, facts
-from bitgen.checkpoint import MANIFEST
+from bitgen.checkpoint import MANIFEST, file_digest
 from bitgen.config import Config, from_dict
 from bitgen.health import HEALTH, Verdict
 from bitgen.logs import read_metrics
@@ -89,7 +89,7 @@ def read(run_folder: str | Path, repo: str | None = None) -> Record:
     folder = Path(run_folder)
     config = settings(folder)
     repo = repo or config.hub.repo
-    sha256 = facts.sha256(folder / facts.WEIGHTS) if (folder / facts.WEIGHTS).is_file() else None
+    sha256 = file_digest(folder / facts.WEIGHTS) if (folder / facts.WEIGHTS).is_file() else None
     reports, stale = [], []
     for path in sorted(folder.glob("*.json")):
         values = _json(path)

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import save_model
 
-from bitgen import card, checkpoint, facts
+from bitgen import card, checkpoint
+from bitgen.checkpoint import file_digest
 from bitgen.cli import main
 from bitgen.config import Config, ModelConfig, VisionConfig, to_dict
 from bitgen.model import BitGen
@@ -76,7 +77,7 @@ def written(folder, seed=0, weights=b"weights", **changes):
         files["run.json"][section] |= values
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "model.safetensors").write_bytes(weights)
-    sha256 = facts.sha256(folder / "model.safetensors")
+    sha256 = file_digest(folder / "model.safetensors")
     files["checkpoint-748/MANIFEST.json"]["files"] = {"model.safetensors": [7, sha256]}
     files["test.json"]["of"]["weights"] = sha256
     (folder / "checkpoint-748").mkdir(exist_ok=True)
