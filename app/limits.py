@@ -35,7 +35,8 @@ WAITING = 6
 SESSIONS = 1000
 """Sessions whose state is kept."""
 CLOSED_SECONDS = 600
-"""How long the state of a session is kept after its page was closed or lost its connection."""
+"""How long the state of a session is kept after its page was closed or lost its connection; of one that asks again,
+`UPLOAD_SECONDS` from then on."""
 CLOSED = 64
 """Such sessions; the one that was used longest ago goes first."""
 IDLE_SECONDS = 60

@@ -62,7 +62,7 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
     save_to: folder below which visitors may save, by default nowhere."""
     bench = Bench(run, gallery, runs, save_to)
     with gr.Blocks(title="BitGen", analytics_enabled=False, delete_cache=(600, limits.UPLOAD_SECONDS)) as demo:
-        view = gr.State(None, time_to_live=limits.UPLOAD_SECONDS, delete_callback=bench.close)
+        view = gr.State(None, delete_callback=bench.close)
         query, wanted = gr.State(None), gr.State(None)
         recent = gr.BrowserState([], storage_key="bitgen-recent")
         with gr.Row(elem_id="head"):

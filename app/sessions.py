@@ -5,11 +5,15 @@ that all answers come through; it does so for links into a session's state, whic
 program asks an endpoint without a session, each of its calls is given one, which stays until `limits.SESSIONS` newer
 ones push it out, and visitors with it. A session whose page was closed stays as long, its state alone is let go; and of
 every session and every call without one, the queue keeps its letter-box.
+
+When that state goes is counted from when it was last written, so that of who has searched for an hour everything would
+go with the first moment without a connection. Here time counts for who has left alone, from when he left or last asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -25,7 +29,21 @@ class Session(SessionState):
     def __init__(self, blocks):
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))
         self.blocks_config.fns = blocks.default_config.fns  # the same for all: no event belongs to one session alone
-        self.STATE_TTL_WHEN_CLOSED = limits.CLOSED_SECONDS
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its connection broke off. A page makes none anew (gradio 6.31), so this stays, whoever asks again."""
+        return self._is_closed
+
+    @is_closed.setter
+    def is_closed(self, closed: bool) -> None:
+        self._is_closed = closed
+        self.keep(limits.CLOSED_SECONDS)
+
+    def keep(self, seconds: float) -> None:
+        """From now on, where it is closed; while it is open nothing goes."""
+        self.STATE_TTL_WHEN_CLOSED = seconds
+        self._state_ttl = dict.fromkeys(self._state_ttl, (float("inf"), datetime.datetime.now()))
 
     def __setitem__(self, key, value):
         """A part's value; what describes it is not kept."""
@@ -52,7 +70,10 @@ class Sessions(StateHolder):
             return Session(self.blocks)
         if session_id not in self.session_data:
             self.session_data[session_id] = Session(self.blocks)
-        return super().__getitem__(session_id)
+        session = super().__getitem__(session_id)
+        if session.is_closed:  # only for a moment: there is somebody who asks
+            session.keep(limits.UPLOAD_SECONDS)
+        return session
 
     def delete_all_expired_state(self):
         """What gradio does every second: the state whose time is over goes. Here that of too many closed sessions goes

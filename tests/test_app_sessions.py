@@ -1,9 +1,11 @@
 """Sessions of the served app: cheap, apart, and none for a program that asks without one. No browser."""
 
+import datetime
 import json
 import queue
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 from app_runs import write_gallery, write_run
@@ -14,7 +16,10 @@ pytest.importorskip("faiss")
 
 from app import limits
 from app.main import launch
-from app.sessions import Session
+from app.models import Choice, View
+from app.sessions import Session, Sessions
+
+VIEW = View(Choice("a run"), "a gallery")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,69 @@ def test_of_many_closed_sessions_the_latest_stay(demo, monkeypatch):
         assert [page.session in kept.session_data for page in (one, two, three, open_one)] == [False, True, True, True]
 
 
+class Later(datetime.datetime):
+    """A clock that is set."""
+
+    seconds = 0
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.datetime(2030, 1, 1) + datetime.timedelta(seconds=cls.seconds)
+
+
+@pytest.fixture
+def kept(demo, monkeypatch):
+    """Sessions aside from the server's, on a clock that is set."""
+    for module in ("gradio.state_holder", "app.sessions"):
+        monkeypatch.setattr(f"{module}.datetime", SimpleNamespace(datetime=Later))
+    monkeypatch.setattr(Later, "seconds", 0)
+    kept = Sessions()
+    kept.blocks, kept.capacity = demo, limits.SESSIONS
+    return kept
+
+
+def view_of(demo):
+    """The number of the state that says what a visitor looks at."""
+    return next(number for number, block in demo.blocks.items() if block.get_block_name() == "state")
+
+
+def test_while_a_page_is_open_nothing_that_it_holds_is_lost(demo, kept):
+    view = view_of(demo)
+    kept["mine"][view] = VIEW
+    Later.seconds = 10 * limits.UPLOAD_SECONDS
+    kept.delete_all_expired_state()
+    assert kept["mine"][view] == VIEW
+
+
+def test_time_counts_from_when_a_page_was_closed_not_from_when_it_last_wrote(demo, kept):
+    view = view_of(demo)
+    kept["mine"][view] = VIEW
+    Later.seconds = 10 * limits.UPLOAD_SECONDS
+    kept.session_data["mine"].is_closed = True
+    Later.seconds += limits.CLOSED_SECONDS - 1
+    kept.delete_all_expired_state()
+    assert kept.session_data["mine"].state_data[view] == VIEW
+    Later.seconds += 2
+    kept.delete_all_expired_state()
+    assert "mine" not in kept.session_data
+
+
+def test_who_comes_back_after_a_moment_without_a_connection_keeps_all_while_it_is_used(demo, kept):
+    view = view_of(demo)
+    kept["mine"][view] = VIEW
+    kept.session_data["mine"].is_closed = True
+    for _ in range(3):
+        Later.seconds += limits.CLOSED_SECONDS - 1
+        kept.delete_all_expired_state()
+        assert kept["mine"][view] == VIEW
+        Later.seconds += limits.UPLOAD_SECONDS - limits.CLOSED_SECONDS
+    kept.delete_all_expired_state()
+    assert kept["mine"][view] == VIEW
+    Later.seconds += limits.UPLOAD_SECONDS + 1
+    kept.delete_all_expired_state()
+    assert "mine" not in kept.session_data
+
+
 def test_an_answer_waits_for_who_asked(demo):
     """Its letter-box is not empty, so it stays."""
     url = f"{demo.local_url}gradio_api/call/search"
@@ -105,13 +173,24 @@ def test_an_answer_waits_for_who_asked(demo):
         assert b"event: complete" in answer.read()
 
 
+def test_the_name_of_a_session_is_neither_logged_nor_on_a_page(demo, caplog, capfd):
+    """Who knows it may edit what the session holds."""
+    with caplog.at_level("DEBUG"), Page(demo.local_url) as page, Page(demo.local_url) as other:
+        page.event("first")
+        assert not page.send("take_any")[1] and not page.send("forgotten", None, None, 5, None)[1]
+        for asked in ("", "config", "gradio_api/info", f"?session_hash={page.session}"):
+            assert page.session not in other.http.get(asked).text
+    logged = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    assert page.session not in "".join([*logged, *capfd.readouterr()])
+
+
 def test_no_statistics_are_made_of_the_answers(demo):
     ask(demo)
     assert len(demo._queue.event_analytics) <= 1 and not demo._queue.cached_event_analytics_summary["functions"]
 
 
 def test_a_session_has_state_of_its_own_and_no_description_of_the_page(demo):
-    view = next(number for number, block in demo.blocks.items() if block.get_block_name() == "state")
+    view = view_of(demo)
     one, other = Session(demo), Session(demo)
     one[view] = "mine"
     assert one[view] == "mine" and other[view] is None and demo.blocks[view].value is None

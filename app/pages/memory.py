@@ -6,7 +6,7 @@ import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 
-from app import limits, memory, saved, slots
+from app import memory, saved, slots
 from app.memory import Edits, Told
 from app.pages import ASK, LOAD, WAIT, Shell, in_place, picture, plain, thumbnail
 from app.pages.figure import figure
@@ -17,7 +17,7 @@ TITLE, ID = "Memory", "memory"
 def build(shell: Shell) -> None:
     """Writing on top, what it changes below it; then the slots, what each stands for, and how alike they are."""
     bench, view, query = shell.bench, shell.view, shell.query
-    edits = gr.State(Edits(), time_to_live=limits.UPLOAD_SECONDS)
+    edits = gr.State(Edits())
     gr.Markdown("### Tell it something\nA picture with words becomes a fact in the memory. It stays in your session; "
                 "the model and other visitors never see it.")
     with gr.Row(equal_height=False):
