@@ -64,7 +64,7 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
     with gr.Blocks(title="BitGen", analytics_enabled=False, delete_cache=(600, limits.UPLOAD_SECONDS)) as demo:
         view = gr.State(None, delete_callback=bench.close)
         query, wanted = gr.State(None), gr.State(None)
-        recent = gr.BrowserState([], storage_key="bitgen-recent")
+        recent = gr.BrowserState([], storage_key="bitgen-recent", secret="none")  # else another one at each start
         with gr.Row(elem_id="head"):
             gr.Markdown("# BitGen", container=False)
             status = gr.Markdown("" if bench.start else NOTHING, elem_id="status", container=False)

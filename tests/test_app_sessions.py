@@ -15,7 +15,7 @@ pytest.importorskip("gradio")
 pytest.importorskip("faiss")
 
 from app import limits
-from app.main import launch
+from app.main import build_app, launch
 from app.models import Choice, View
 from app.sessions import Session, Sessions
 
@@ -196,3 +196,10 @@ def test_a_session_has_state_of_its_own_and_no_description_of_the_page(demo):
     assert one[view] == "mine" and other[view] is None and demo.blocks[view].value is None
     assert not one.config_values and not other.config_values and list(other.components) == []
     assert other.blocks_config.blocks.keys() == demo.default_config.blocks.keys()
+
+
+def test_what_a_browser_remembers_is_read_again_after_a_restart(demo, tmp_path):
+    """It is kept encrypted with a secret of the page, which would be another one at each start."""
+    one, other = (next(block for block in app.blocks.values() if block.get_block_name() == "browserstate")
+                  for app in (demo, build_app(runs=str(tmp_path))))
+    assert (one.secret, one.storage_key) == (other.secret, other.storage_key)
