@@ -48,6 +48,8 @@ class Bench:
         self.model(view)
         return self._galleries.get(view, progress)
 
+        if view.gallery.startswith("upload-"):
+            self.uploads.use(view.gallery)
     def open(self, view: View, progress: Progress = silent) -> View:
         """The view, once its model and gallery are there. Raises `ValueError` where either cannot be had."""
         if not view.gallery.startswith("upload-") and view.gallery not in self.gallery_names:

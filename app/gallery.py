@@ -19,7 +19,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -160,22 +159,28 @@ def _tags(scene: dict) -> list[str]:
     return sorted(tags | {f"objects: {len(scene['objects'])}", f"background: {scene['background']}"})
 
 
-class Brought(NamedTuple):
-    """What a session has uploaded so far, kept or not."""
+@dataclasses.dataclass
+class Brought:
+    """What a session has uploaded so far, kept or not.
 
-    files: int = 0
+    It counts in place: of an event that fails, what it would have returned is lost.
+    """
+
+    files: set[str] = dataclasses.field(default_factory=set)
+    """Their paths: with every upload the page hands over all that it lists, those from before too."""
     size: int = 0
     """Bytes."""
 
-    def more(self, files: Sequence[str | Path]) -> Brought:
-        """With some more files. Raises `ValueError` where a session may not bring as many, and says what is left."""
-        count, size = len(files), sum(Path(file).stat().st_size for file in files)
-        most, room = limits.FILES, limits.UPLOAD_BYTES
-        if self.files + count > most or self.size + size > room:
-            raise ValueError(f"{count} files of {size / 1e6:.0f} MB: a session may upload {most} files of "
-                             f"{room / 1e6:.0f} MB in all, and {most - self.files} of {(room - self.size) / 1e6:.0f} "
-                             "MB are left")
-        return Brought(self.files + count, self.size + size)
+    def add(self, files: Sequence[str | Path]) -> None:
+        """Count some more files. Raises `ValueError` where a session may not bring as many, and says what is left."""
+        new = {str(file) for file in files} - self.files
+        size = sum(Path(file).stat().st_size for file in new)
+        left, room = limits.FILES - len(self.files), limits.UPLOAD_BYTES - self.size
+        if len(new) > left or size > room:
+            raise ValueError(f"{len(new)} files of {size / 1e6:.0f} MB: a session may upload {limits.FILES} files of "
+                             f"{limits.UPLOAD_BYTES / 1e6:.0f} MB in all, and {left} of {room / 1e6:.0f} MB are left")
+        self.files |= new
+        self.size += size
 
 
 class Uploads:
@@ -206,17 +211,20 @@ class Uploads:
         reasons = gallery.index.skipped
         return key, [f"{name}: {_reason(reasons[name])}" for name in source.ids if name in reasons]
 
-    def pictures(self, key: str) -> tuple[Pictures, Path]:
-        """The pictures of an upload, to be indexed for another model, and the folder for it.
-
-        Raises `ValueError` where it is no longer kept.
-        """
-        self.forget_old()
+    def use(self, key: str) -> None:
+        """Its time begins anew. Raises `ValueError` where it is no longer kept."""
         with self._lock:
             if key not in self._used:
                 raise ValueError("the uploaded pictures are no longer on the server: upload them again")
             self._used[key] = time.monotonic()
             self._used.move_to_end(key)
+
+    def pictures(self, key: str) -> tuple[Pictures, Path]:
+        """The pictures of an upload, to be indexed for another model, and the folder for it.
+
+        Raises `ValueError` where it is no longer kept.
+        """
+        self.use(key)
         first = Index.open(next((self._folder / key).iterdir()))
         names = first.ids()
         return Pictures(key, names, [_Kept(first, name) for name in names], [[]] * len(names),
@@ -230,11 +238,11 @@ class Uploads:
 
     def forget_old(self) -> None:
         """Drop what was not used for long, and the oldest beyond `keep`."""
-        while self._used:
-            key, used = next(iter(self._used.items()))
-            if len(self._used) <= self._keep and time.monotonic() - used <= self._seconds:
-                return
-            self.drop(key)
+        with self._lock:
+            newest_first = list(reversed(self._used.items()))
+        for place, (key, used) in enumerate(newest_first):
+            if place >= self._keep or time.monotonic() - used > self._seconds:
+                self.drop(key)
 
 
 @dataclasses.dataclass(slots=True)

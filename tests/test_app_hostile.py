@@ -186,13 +186,24 @@ def test_bad_pictures_are_refused_by_name_and_cost_little(page, place, kind):
 def test_what_a_session_uploaded_counts_for_it_alone(demo, place, monkeypatch):
     monkeypatch.setattr(limits, "FILES", 3)
     with Page(demo.local_url) as page, Page(demo.local_url) as other:
-        files = page.upload(*((f"{i}.png", png(16, 16)) for i in range(2)))
-        asked = [None, files, str(place / "runs/first"), "", "newest weights", None]
-        page.event("upload", *asked)
-        said, good = page.send("upload", *asked)
+        files = page.upload(*((f"{i}.png", png(16 + i, 16)) for i in range(4)))
+        rest = [str(place / "runs/first"), "", "newest weights", None]
+        page.event("upload", None, files[:2], *rest)
+        said, good = page.send("upload", None, files, *rest)
         assert not good and "2 files" in said["error"] and "and 1 of 500 MB are left" in said["error"]
-        page.event("upload", None, files[:1], *asked[2:])
-        other.event("upload", None, other.upload(("a.png", png(16, 16))), *asked[2:])
+        page.event("upload", None, files[:3], *rest)
+        other.event("upload", None, other.upload(("a.png", png(16, 16))), *rest)
+
+
+def test_files_that_are_no_pictures_count_too(demo, place, monkeypatch):
+    monkeypatch.setattr(limits, "FILES", 3)
+    with Page(demo.local_url) as page:
+        files = page.upload(*((f"{i}.png", b"%d" % i) for i in range(4)))
+        rest = [str(place / "runs/first"), "", "newest weights", None]
+        said, good = page.send("upload", None, files[:2], *rest)
+        assert not good and "no picture can be used" in said["error"]
+        said, good = page.send("upload", None, files[2:], *rest)
+        assert not good and "and 1 of 500 MB are left" in said["error"]
 
 
 def test_a_picture_that_is_also_a_page_is_kept_without_the_page(page, place):

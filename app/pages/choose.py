@@ -62,12 +62,13 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
     def upload(old, files, source, revision, checkpoint, brought, progress=gr.Progress()):  # noqa: B008
         if not files:
             raise ValueError("no files were given")
-        view, brought = chosen(source, revision, checkpoint, ""), brought.more(files)
+        brought.add(files)
+        view = chosen(source, revision, checkpoint, "")
         key, out = bench.uploads.add(files, bench.model(view), watched(progress))
         view = bench.open(replace(view, gallery=key), watched(progress))
         bench.close(old)
         refused = gr.Textbox("\n".join(out), visible=bool(out))
-        return view, brought, heading(bench, view), galleries(bench, view), refused
+        return view, heading(bench, view), galleries(bench, view), refused
 
     def remembered(names):
         known = [name for name in names or [] if isinstance(name, str) and name not in bench.models.runs]
@@ -78,7 +79,7 @@ def build(shell: Shell, status: gr.Markdown, recent: gr.BrowserState) -> None:
     load.click(plain(change), [shell.view, source, revision, checkpoint, gallery, recent],
                [shell.view, recent, status, note, gallery], show_progress_on=note, **LOAD)
     files.upload(plain(upload), [shell.view, files, source, revision, checkpoint, brought],
-                 [shell.view, brought, status, gallery, refused], show_progress_on=refused, **LOAD)
+                 [shell.view, status, gallery, refused], show_progress_on=refused, **LOAD)
     recent.change(remembered, recent, source, show_progress="hidden", **ASK)
 
 
