@@ -6,7 +6,6 @@ An image is given as base64 text, with or without a `data:` prefix.
 from __future__ import annotations
 
 import base64
-import binascii
 import importlib.util
 from typing import Literal
 
@@ -27,11 +26,11 @@ def build(bench: Bench) -> None:
     """Register the endpoints; inside a `gr.Blocks`."""
     import gradio as gr
 
-    from app.pages import ASK, plain
+    from app.pages import ASK, for_programs
 
     how = ASK | {"api_visibility": "public"}
     for endpoint in endpoints(bench):
-        gr.api(plain(endpoint), api_name=endpoint.__name__, **how)
+        gr.api(for_programs(endpoint), api_name=endpoint.__name__, **how)
 
 
 def endpoints(bench: Bench) -> list:
@@ -80,6 +79,7 @@ def endpoints(bench: Bench) -> list:
         shown alone, and how unsure the memory was before any was written and is now (variance). With `ask`, another
         image, also `before` and `after` these images: its caption, variance and what it brings to mind.
         """
+        images, words = limits.several(images, "images"), limits.several(words, "words")
         if len(images) != len(words):
             raise ValueError(f"{len(images)} images and {len(words)} words: give as many of both")
         here, edits = view(run, checkpoint), Edits()
@@ -103,12 +103,15 @@ def check_mcp() -> None:
 
 def _picture(image: str) -> Image.Image | None:
     """A base64 image, checked, RGB; None for none."""
-    if not image:
+    if image is None or image == "":
         return None
+    if not isinstance(image, str):
+        raise ValueError(f"image: expected base64 text, got {type(image).__name__}")
     text = image.partition(",")[2] if image.startswith("data:") else image
     if len(text) > MAX_BYTES * 4 // 3 + 4:
         raise ValueError(f"image: larger than {MAX_BYTES // 10**6} MB")
     try:
-        return safe_open_image(base64.b64decode(text, validate=True))
-    except binascii.Error:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
         raise ValueError("image: expected base64 text") from None
+    return safe_open_image(data)

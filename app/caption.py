@@ -58,9 +58,8 @@ def caption(bench: Bench, view: View, file: Given, way: Way = "greedy", temperat
 def scores(bench: Bench, view: View, file: Given, texts: Sequence[str]) -> list[Score]:
     """Each text against one picture, best share first. Raises `ValueError` for no picture or no text."""
     loaded = bench.model(view)
-    if not isinstance(texts, (list, tuple)):
-        raise ValueError(f"texts: expected a list of texts, got {type(texts).__name__}")
-    texts = list(dict.fromkeys(text for text in (limits.text(text, "text") for text in texts) if text))
+    texts = [limits.text(text, "text") for text in limits.several(texts, "texts")]
+    texts = list(dict.fromkeys(filter(None, texts)))
     if not texts:
         raise ValueError("type at least one text")
     if len(texts) > limits.LABELS:

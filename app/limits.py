@@ -1,5 +1,7 @@
 """What a visitor may ask of the server. The limits of a single image are those of `bitgen.images`."""
 
+from collections.abc import Sequence
+
 TEXT = 2000
 """Characters of a query, a caption or a label; what is longer is refused."""
 RESULTS = 60
@@ -51,6 +53,13 @@ def text(value: str | None, name: str) -> str:
     if len(value) > TEXT:
         raise ValueError(f"{name}: {len(value)} characters; at most {TEXT}")
     return value
+
+
+def several(values: Sequence[str] | None, name: str) -> Sequence[str]:
+    """`values` as they are. Raises `ValueError` where they are no list."""
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"{name}: expected a list of texts, got {type(values).__name__}")
+    return values
 
 
 def whole(value: float | None, name: str, low: int, high: int) -> int:

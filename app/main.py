@@ -91,7 +91,7 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
     answers = Answers(demo)
     for event in demo.fns.values():
         if event.concurrency_id == ASK["concurrency_id"]:
-            event.fn = answers.answered(event.fn)
+            event.fn = answers.answered(event)
     demo.default_config.fns = Events(demo.fns)
     demo.queue(max_size=limits.QUEUE, default_concurrency_limit=2, api_open=False)
     return demo

@@ -60,7 +60,12 @@ def test_bad_requests_to_endpoints_say_what_is_wrong(bench, values, message):
 @pytest.mark.parametrize("name, values, message", [
     ("search", {"words": 5}, "words: expected text, got int"),
     ("match", {"texts": "a red ring"}, "texts: expected a list"),
-    ("match", {"texts": [1, 2]}, "text: expected text, got int"), ("match", {"texts": None}, "texts: expected a list")])
+    ("match", {"texts": [1, 2]}, "text: expected text, got int"), ("match", {"texts": None}, "texts: expected a list"),
+    ("search", {"words": "red", "image": 5}, "image: expected base64 text, got int"),
+    ("search", {"words": "red", "image": 0}, "image: expected base64 text, got int"),
+    ("search", {"words": "red", "image": "ä"}, "image: expected base64 text"),
+    ("memory_write", {"images": None, "words": None}, "images: expected a list of texts, got NoneType"),
+    ("memory_write", {"images": ["x"], "words": "a"}, "words: expected a list of texts, got str")])
 def test_requests_of_other_types_say_what_was_expected(bench, name, values, message):
     endpoint = {endpoint.__name__: endpoint for endpoint in api.endpoints(bench)}[name]
     with pytest.raises(ValueError, match=message):

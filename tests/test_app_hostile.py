@@ -225,7 +225,8 @@ def test_every_event_called_with_nonsense_ends_and_repeats_no_html(demo):
                          [{"a": [TAG]}] * (len(block.inputs) + 1)):
                 said, good = page.send(number, *data, at=[10**9, -1])
                 why = str(said.get("error", ""))
-                assert TAG not in why or why.startswith("Value: "), block.api_name  # gradio's own, to who sent it alone
+                own = why.startswith("Value: ") or block.api_visibility == "public"  # gradio's; an endpoint's, as JSON
+                assert TAG not in why or own, block.api_name
 
 
 def test_every_event_called_by_name_without_a_session_ends(demo, page):
@@ -275,6 +276,14 @@ def test_arguments_that_an_endpoint_does_not_take_are_refused_by_name(page, name
 def test_an_event_of_the_page_is_not_called_by_keywords(page, name):
     """Gradio would look its parameters up and answer 500."""
     assert page.http.post(f"gradio_api/call/v2/{name}", json={}).status_code == 404
+
+
+def test_a_program_is_told_word_by_word_and_a_visitor_without_html(page):
+    told = page.http.post("gradio_api/call/search", json={"data": ["x", "", "images", 12, False, TAG, ""]})
+    answer = page.http.get(f"gradio_api/call/search/{told.json()['event_id']}")
+    assert TAG in answer.text and answer.headers["content-type"].startswith("text/event-stream")
+    said, good = page.send("checkpoints", TAG, "")
+    assert not good and TAG not in said["error"] and "&lt;img" in said["error"]
 
 
 @pytest.mark.parametrize("words, number, value", [

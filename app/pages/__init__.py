@@ -60,24 +60,31 @@ def picture(height: int, elem_id: str) -> gr.Image:
 
 def plain(callback: Callable) -> Callable:
     """`callback` with its `ValueError`s shown to the visitor, as text and not as HTML."""
-    def shown(told: str):
-        raise gr.Error(told, title=FAILED, print_exception=False) from None
-    return _told(callback, shown)
+    return _told(callback, lambda told: _fail(html.escape(told)))
+
+
+def for_programs(callback: Callable) -> Callable:
+    """`callback` with its `ValueError`s told to a program, word by word: what it gets is JSON, which no page shows."""
+    return _told(callback, _fail)
 
 
 def in_place(callback: Callable) -> Callable:
     """`callback`, which gives a line and what it is about, with its `ValueError`s told by the line."""
-    return _told(callback, lambda told: (told, ""))
+    return _told(callback, lambda told: (html.escape(told), ""))
+
+
+def _fail(told: str):
+    raise gr.Error(told, title=FAILED, print_exception=False) from None
 
 
 def _told(callback: Callable, tell: Callable) -> Callable:
-    """`callback`, or what `tell` makes of its `ValueError` as text that may stand in HTML."""
+    """`callback`, or what `tell` makes of the text of its `ValueError`."""
     @functools.wraps(callback)
     def answer(*args, **kwargs):
         try:
             return callback(*args, **kwargs)
         except ValueError as error:
-            return tell(html.escape(reason(error)))
+            return tell(reason(error))
     return answer
 
 
