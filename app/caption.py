@@ -80,7 +80,8 @@ def classify(bench: Bench, view: View, file: Given, labels: str, template: str =
 
     The scores carry the labels as typed. Raises `ValueError` for a template without `{}` and fewer than two labels.
     """
-    if "{}" not in limits.text(template, "template"):
+    template = limits.text(template, "template")
+    if "{}" not in template:
         raise ValueError("template: write {} where the label goes, such as 'a picture of {}'")
     parts = limits.text(labels, "labels").replace(",", "\n").splitlines()
     names = list(dict.fromkeys(part.strip() for part in parts if part.strip()))

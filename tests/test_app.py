@@ -321,6 +321,12 @@ def test_classification_is_by_the_users_own_labels(bench, place):
     assert sum(score.share for score in found) == pytest.approx(1) and found[0].share == max(s.share for s in found)
 
 
+def test_spaces_around_the_sentence_of_a_classification_do_not_matter(bench, place):
+    file = str(place / "gallery/scene-00.png")
+    found = [caption.classify(bench, bench.start, file, "ring, star", said) for said in ("a {}", "  a {} \n")]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda b, f: caption.caption(b, b.start, None), "give a picture"),
     (lambda b, f: caption.caption(b, b.start, f, "magic"), "greedy, beam, nucleus"),
