@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.gallery import Gallery, Progress, Uploads, find_pictures, indexes, open_gallery, silent
-from app.models import Choice, Loaded, Models, Recent, View, find_runs
+from app.models import HUB_ID, Choice, Loaded, Models, Recent, View, find_runs
 from bitgen.facts import settings
+from bitgen.streamed import HUB
 
 GALLERIES = 4  # encoded galleries in memory, uploads included
 
@@ -19,11 +20,12 @@ class Bench:
 
     run: what visitors see first, a run folder or a Hub id; by default the newest run under `runs/`, if there is one.
     gallery: data set or folder of images; by default what the run was trained on, held out. save_to: folder below which
-    visitors may save what they made of a model's memory.
+    visitors may save what they made of a model's memory. Raises `ValueError` for a run or a gallery that is none.
     """
 
     def __init__(self, run: str | None = None, gallery: str | None = None, runs: str | Path = "runs",
                  save_to: Path | None = None):
+        _check(run, gallery)
         offered = find_runs(runs)
         local = run is not None and Path(run).is_dir()
         self.models = Models(([run] if local and run not in offered else []) + offered)
@@ -46,10 +48,10 @@ class Bench:
     def gallery(self, view: View, progress: Progress = silent) -> Gallery:
         """The gallery of a view, encoded by its model."""
         self.model(view)
-        return self._galleries.get(view, progress)
-
         if view.gallery.startswith("upload-"):
             self.uploads.use(view.gallery)
+        return self._galleries.get(view, progress)
+
     def open(self, view: View, progress: Progress = silent) -> View:
         """The view, once its model and gallery are there. Raises `ValueError` where either cannot be had."""
         if not view.gallery.startswith("upload-") and view.gallery not in self.gallery_names:
@@ -84,6 +86,15 @@ def kept(make: Callable) -> Callable:
             there[gallery] = make(bench, view)
         return there[gallery]
     return found
+
+
+def _check(run: str | None, gallery: str | None) -> None:
+    """Raise `ValueError` for what nobody could look at: before the server starts."""
+    if run and not Path(run).expanduser().is_dir() and not HUB_ID.fullmatch(run):
+        raise ValueError(f"{run!r}: no such folder, and no Hub id such as ORG/NAME")
+    if gallery and gallery != "scenes" and not gallery.startswith(HUB) and not Path(gallery).expanduser().exists():
+        raise ValueError(f"gallery {gallery!r}: no such file or folder; expected `scenes`, pictures or data on disk, "
+                         "or hub://ORG/NAME")
 
 
 def _trained_on(run: str) -> str:

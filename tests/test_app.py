@@ -77,6 +77,20 @@ def test_a_gallery_that_is_not_offered_cannot_be_opened(bench):
         bench.open(View(bench.start.choice, "/etc"))
 
 
+@pytest.mark.parametrize("run, gallery, message", [
+    ("nowhere", None, "'nowhere': no such folder, and no Hub id such as ORG/NAME"),
+    ("./no/where", None, "no such folder, and no Hub id"), ("ORG/NAME", "nowhere", "gallery 'nowhere': no such file"),
+    (None, "nowhere", "gallery 'nowhere': no such file or folder; expected `scenes`, .* or hub://ORG/NAME")])
+def test_a_run_or_gallery_that_is_none_is_refused_before_anything_is_served(tmp_path, run, gallery, message):
+    with pytest.raises(ValueError, match=message):
+        Bench(run, gallery, tmp_path)
+
+
+@pytest.mark.parametrize("gallery", [None, "scenes", "hub://ORG/NAME"])
+def test_what_may_be_on_the_hub_is_asked_for_when_it_is_looked_at(tmp_path, gallery):
+    assert Bench("ORG/NAME", gallery, tmp_path).start == View(Choice("ORG/NAME"), gallery or "scenes")
+
+
 def test_nothing_is_loaded_without_a_run(tmp_path):
     bench = Bench(runs=tmp_path)
     assert bench.start is None
