@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 import random
 import secrets
 import shutil
@@ -102,14 +103,17 @@ class Gallery:
     @cached_property
     def captions_count(self) -> int:
         """Captions of all pictures together."""
-        return sum(map(len, self._source.captions))
+        return self.index.catalogue.count("captions")
 
     @cached_property
     def said_of(self) -> dict[str, str]:
-        """From a caption to the first picture that it is said of: the right answer for a query that is a caption."""
-        said: dict[str, str] = {}
+        """From a caption to the first picture that it is said of: the right answer for a query that is a caption.
+
+        What is said of a picture that cannot be read leads nowhere: it is in no index.
+        """
+        said, held = {}, set(self.ids)
         for name, captions in zip(self._source.ids, self._source.captions):
-            for line in captions:
+            for line in captions if name in held else ():
                 said.setdefault(line, name)
         return said
 
@@ -138,12 +142,15 @@ def indexes() -> Path:
 def find_pictures(root: str, image_size: int) -> Pictures:
     """The held-out images of a data set (all of them where none are held out), or every image in a folder.
 
-    Raises `ValueError` for neither.
+    What lies on this computer has its whole path in its name, wherever it was typed: `photos` of two working folders
+    are two galleries, and an index goes by the name. Raises `ValueError` for neither.
     """
     if root == "scenes":
         data = open_data(DataConfig(root=root), "test", image_size)
         return dataclasses.replace(of_data(data), name=f"scenes {image_size}", tags=[_tags(x) for x in data.truth])
-    return data_or_images(root, lambda config: _held_out(config, image_size))
+    found, place = data_or_images(root, lambda config: _held_out(config, image_size)), Path(root).expanduser()
+    whole = f"{os.path.abspath(place)}{found.name.removeprefix(str(place))}"
+    return dataclasses.replace(found, name=whole) if place.exists() else found
 
 
 def _held_out(config: DataConfig, image_size: int) -> Pictures:

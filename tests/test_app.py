@@ -1,5 +1,6 @@
 """The app without a browser: choosing, searching, looking, captions."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -210,6 +211,37 @@ def test_a_file_of_something_else_makes_no_data_set_of_a_folder(tmp_path):
         assert find_pictures(str(tmp_path), 32).ids == find(str(tmp_path), "test", 32).ids == ["a.png"]
     with pytest.raises(ValueError, match="no such file or folder"):
         find_pictures(str(tmp_path / "nowhere"), 32)
+
+
+def test_galleries_of_one_name_in_two_folders_are_two(bench, tmp_path, monkeypatch):
+    """The index goes by the name: else one would be searched and the other shown."""
+    names = []
+    for colour in ("red", "blue"):
+        (tmp_path / colour / "photos").mkdir(parents=True)
+        (tmp_path / colour / "photos" / "a.png").write_bytes(png(colour))
+        monkeypatch.chdir(tmp_path / colour)
+        found = find_pictures("photos", 32)
+        names.append(found.name)
+        gallery = open_gallery(found, bench.model(bench.start), tmp_path / "indexes")
+        assert gallery.picture("a.png").getpixel((5, 5)) == pytest.approx(gallery.original("a.png").getpixel((5, 5)),
+                                                                          abs=9)
+    assert names == [str(tmp_path / colour / "photos") for colour in ("red", "blue")]
+    assert find_pictures(str(tmp_path / "blue" / "photos"), 32).name == names[1], "however it was typed"
+
+
+def test_what_is_said_of_a_picture_that_cannot_be_read_finds_others(bench, place):
+    """It is in no index: neither the right answer nor one of the captions that a random order would go through."""
+    view = View(bench.start.choice, str(place / "broken"))
+    shutil.copytree(place / "gallery", view.gallery)
+    bench.gallery_names.append(view.gallery)
+    whole = bench.gallery(bench.start)
+    line = next(line for line in whole.captions("scene-03.png") if whole.said_of[line] == "scene-03.png")
+    (place / "broken" / "scene-03.png").write_bytes(b"no picture")
+    bench.open(view)
+    answer = search.search(bench, view, Query(line), Wish(top=24))
+    assert len(answer.hits) == 23 and answer.rank is None
+    said = search.search(bench, view, Query(name="scene-01.png"), Wish("captions", top=60))
+    assert said.searched == len(said.hits) == 46 and said.chance == pytest.approx(47 / 3)
 
 
 def test_a_gallery_follows_its_folder(bench, tmp_path):
