@@ -289,6 +289,15 @@ def test_reranking_orders_by_all_that_is_known_of_a_pair(bench):
     assert "not re-ranked" in search.summary(alone) and alone.hits[0].match is None
 
 
+def test_more_are_reranked_than_are_shown(bench, monkeypatch):
+    monkeypatch.setattr(limits, "CANDIDATES", 8)
+    monkeypatch.setattr(search, "reordered", lambda encoder, pictures, words, scores: (
+        list(reversed(range(len(pictures)))), [0.5] * len(pictures), [0.0] * len(pictures)))
+    assert [hit.before for hit in search.search(bench, bench.start, Query("a ring"), Wish(top=3, rerank=True)).hits] \
+        == [8, 7, 6]
+    assert len(search.search(bench, bench.start, Query("a ring"), Wish(top=10, rerank=True)).hits) == 10
+
+
 @pytest.mark.parametrize("query, wish, message", [
     (Query(), Wish(), "type some words"), (Query("x" * 2001), Wish(), "at most 2000"),
     (Query("x"), Wish(top=0), "1 to 60"), (Query("x"), Wish(top=61), "1 to 60"),

@@ -1,6 +1,7 @@
 """The Memory tab without a browser: sessions, undo to the bit, what is refused, what slots say, the download."""
 
 import hashlib
+import json
 import math
 import os
 import random
@@ -17,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 import bitgen
-from app import caption, facts, memory, saved, slots
+from app import caption, facts, memory, saved, search, slots
 from app.bench import Bench
 from app.main import launch
 from app.memory import Edits
@@ -56,12 +57,23 @@ def test_random_edits_of_many_sessions_follow_a_plain_model(bench, view, place):
     """Sessions take turns; each is held against a list and a stack, and no shared tensor ever changes."""
     views = [view, View(Choice(view.choice.source, "checkpoint-7"), view.gallery)]
     models = [bench.model(each).model for each in views]
+    right = {each: search.search(bench, each, Query("a red ring")).hits for each in map(bench.open, views)}
     before, dice = [digest(model.state_dict().values()) for model in models], random.Random(0)
-    sessions = [{"view": views[i % 2], "edits": Edits(), "facts": [], "past": [], "states": []} for i in range(4)]
-    for _ in range(120):
+    sessions = [{"view": views[i % 2], "edits": Edits(), "facts": [], "past": [], "states": []} for i in range(8)]
+    for _ in range(300):
         one = dice.choice(sessions)
-        choice = dice.choice(["write", "write", "forget", "undo"])
-        if choice == "undo" and one["past"]:
+        choice = dice.choice(["write", "write", "write", "write", "forget", "undo", "search", "export", "switch"])
+        if choice == "search":
+            assert search.search(bench, one["view"], Query("a red ring")).hits == right[one["view"]]
+        elif choice == "export":
+            data = saved.download(bench, one["view"], one["edits"])
+            said = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            assert json.loads(said["facts"]) == one["facts"] and said["checkpoint"] == one["view"].choice.title
+        elif choice == "switch" and dice.random() < 0.2:  # the other checkpoint knows nothing of all that
+            one["view"] = views[one["view"] == views[0]]
+            one["edits"] = memory.of(bench, one["view"], one["edits"])
+            one["facts"], one["past"], one["states"] = [], [], []
+        elif choice == "undo" and one["past"]:
             one["edits"], one["facts"] = memory.undo(bench, one["view"], one["edits"]), one["past"].pop()
             assert state(bench, one["view"], one["edits"]) == one["states"].pop()
         elif choice == "forget" and one["facts"]:
@@ -159,9 +171,17 @@ def test_a_session_is_bounded(bench, view, place, monkeypatch):
     assert len(edits.past) == 3
 
 
-def test_numbers_that_are_not_finite_are_not_written(bench, view, place, monkeypatch):
-    monkeypatch.setattr(bench.model(view).model.value[0].weight, "data",
-                        torch.full_like(bench.model(view).model.value[0].weight, torch.nan))
+@pytest.mark.parametrize("part", ["key", "image", "value"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_not_written(bench, view, place, monkeypatch, part, number):
+    encoded = memory._encoded
+
+    def spoilt(*given):
+        parts = dict(zip(("key", "image", "value"), encoded(*given)))
+        parts[part][0, 3] = number
+        return tuple(parts.values())
+
+    monkeypatch.setattr(memory, "_encoded", spoilt)
     with pytest.raises(ValueError, match="not finite"):
         memory.write(bench, view, Edits(), str(place / "0.png"), "a ring")
 
@@ -174,6 +194,15 @@ def test_slots_tell_usage_norm_address_and_age(bench, view, place):
     full = slots.look(bench, view, written(bench, view, place, 3), Query("a red ring"))
     assert full.address.sum() == pytest.approx(1) and (full.norm != empty.norm).all()
     assert set(full.age[~torch.isnan(torch.from_numpy(full.age)).numpy()]) <= {0, 1, 2} and 0 in full.age
+
+
+def test_the_age_of_a_slot_counts_from_the_fact_that_was_written_last(bench, view, place):
+    held, keys = bench.model(view).model.memory, torch.eye(32)[:5]
+    edits = Edits(view.choice, tuple(facts.Fact("a ring", key, key, key) for key in keys))
+    touched = (library.mass(held.address(keys)) > 1 / held.slots).flip(0)  # the one that was written last comes first
+    expected = [next((ago for ago in range(5) if touched[ago, slot]), math.nan) for slot in range(held.slots)]
+    assert {0, 1} < set(expected), "slots are of different ages"
+    assert slots.look(bench, view, edits).age.tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_slot_stands_for_the_pictures_that_use_it_most(bench, view):
