@@ -12,7 +12,7 @@ import torch
 
 from app import limits, search
 from app.bench import Bench, kept
-from app.gallery import Progress, silent
+from app.gallery import Gallery, Progress, silent
 from app.models import View
 from app.search import Query
 from bitgen import mistakes, retrieval
@@ -66,7 +66,8 @@ def other(bench: Bench, view: View, source: str, checkpoint: str | None = None, 
 def results(bench: Bench, here: View, there: View, words: str, top: int = 6) -> tuple[list[Place], list[Place]]:
     """The first pictures for some words by each checkpoint, and where the other one puts them.
 
-    Raises `ValueError` for no words, or too many.
+    Among those that both galleries have: a folder may have changed since one of them was opened. Raises `ValueError`
+    for no words, or too many.
     """
     query = Query(limits.text(words, "words"))
     if not query.words:
@@ -77,6 +78,8 @@ def results(bench: Bench, here: View, there: View, words: str, top: int = 6) -> 
         gallery = bench.gallery(view)
         hits = gallery.index.search(search.query_feature(gallery, query), len(gallery))
         found.append(dict(zip(hits.ids[0], hits.scores[0])))  # in the order of their scores
+    both = found[0].keys() & found[1].keys()
+    found = [{name: score for name, score in scores.items() if name in both} for scores in found]
     places = [{name: rank for rank, name in enumerate(scores, 1)} for scores in found]
     caption = bench.gallery(here).caption
     return tuple([Place(name, caption(name), places[0][name], places[1][name], scores[name])
@@ -90,13 +93,20 @@ def standing(bench: Bench, view: View) -> Standing:
     Raises `ValueError` where fewer than two of the pictures have captions.
     """
     gallery = bench.gallery(view)
-    names = gallery.captioned
-    if len(names) < 2:
-        raise ValueError("this gallery has no captions: how well its pictures are found cannot be measured")
-    images, words = (torch.as_tensor(x).float() for x in (gallery.index.features(names), gallery.sample_captions))
-    owner = torch.arange(len(names))
-    ranks = retrieval.rank_features(images, words, owner)[1].ranks
-    return Standing(mistakes.recall(images, words, owner), [gallery.caption(name) for name in names], ranks)
+    return _measured(gallery, gallery.captioned)
+
+
+def standings(bench: Bench, here: View, there: View) -> tuple[Standing, Standing]:
+    """Both checkpoints on the same pictures: the sample, as far as both galleries have it, where they differ.
+
+    Raises `ValueError` where fewer than two of the pictures have captions.
+    """
+    one, two = bench.gallery(here), bench.gallery(there)
+    if one.captioned == two.captioned:
+        return standing(bench, here), standing(bench, there)
+    held = set(two.ids)
+    names = [name for name in one.captioned if name in held and two.captions(name)]
+    return _measured(one, names), _measured(two, names)
 
 
 def moves(here: Standing, there: Standing, count: int = MOVES) -> tuple[list[Move], list[Move]]:
@@ -121,6 +131,18 @@ def table(here: Standing, there: Standing) -> list[list[str]]:
             rows.append([f"{title}, first {k}", _interval(here.report, key), _interval(there.report, key),
                          f"{100 * (two - one):+.1f}", f"{here.report[f'chance_{key}']:.1%}"])
     return rows
+
+
+def _measured(gallery: Gallery, names: list[str]) -> Standing:
+    """How well the pictures of these names are found by their first captions."""
+    if len(names) < 2:
+        raise ValueError("this gallery has no captions: how well its pictures are found cannot be measured")
+    texts = [gallery.caption(name) for name in names]
+    said = gallery.sample_captions if names == gallery.captioned else gallery.encoder.text(texts)
+    images, words = (torch.as_tensor(x).float() for x in (gallery.index.features(names), said))
+    owner = torch.arange(len(names))
+    ranks = retrieval.rank_features(images, words, owner)[1].ranks
+    return Standing(mistakes.recall(images, words, owner), texts, ranks)
 
 
 def _interval(report: dict[str, float], key: str) -> str:

@@ -30,6 +30,11 @@ IDLE = "!document.querySelector('.progress-text') && [...document.images].every(
 POINT = """n => { const dot = document.querySelectorAll('#map .dot')[n];
                   const at = dot.getPointAtLength(0).matrixTransform(dot.getScreenCTM()); return [at.x, at.y]; }"""
 
+CUT = """[...document.querySelectorAll('#compare-recall th')].filter(cell =>
+         cell.querySelector('span').getBoundingClientRect().right > cell.getBoundingClientRect().right ||
+         [...cell.querySelectorAll('*')].some(part => part.scrollWidth > part.clientWidth))
+         .map(cell => cell.innerText)"""
+
 
 @pytest.fixture(scope="module")
 def context():
@@ -236,6 +241,7 @@ def compares(page, look):
     page.click("#compare-go")
     page.locator("#compare-recall [role=gridcell]").first.wait_for()
     page.locator("#compare-second .thumbnail-item").first.wait_for()
+    assert page.evaluate(CUT) == [], "headers are read whole, on a phone too"
     settle(page, f"compare-{look}")
 
 
