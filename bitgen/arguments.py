@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -19,6 +19,11 @@ from bitgen.config import nearest
 
 OWN = ("-h", "--help", "--tyro-")
 """How tyro's own settings begin."""
+
+
+def placed(kind: Any, name: str) -> Any:
+    """The type of an argument that is told by its place, and what help calls it."""
+    return tyro.conf.Positional[Annotated[kind, tyro.conf.arg(metavar=name)]]
 
 
 def parse(options: type | dict[str, type], prog: str, argv: Sequence[str], **more: Any) -> Any:

@@ -19,20 +19,22 @@ from typing import Literal
 
 import tyro
 
-from bitgen.arguments import check_settings, known_command, parse, refuse
+from bitgen.arguments import check_settings, known_command, parse, placed, refuse
 from bitgen.checkpoint import CheckpointError
 from bitgen.config import Config, DataConfig, Format, load_preset, preset_names, settings
 from bitgen.exits import DISK, INPUT, SIGNAL
 
 PICTURES = ("sheet", "picture")
 """Options that name a picture to write."""
+RUN, ANY_RUN, DATA = placed(str, "RUN"), placed(str | None, "[RUN]"), placed(str, "DATA")
+REPOSITORY = placed(str, "ORG/NAME")
 
 
 @dataclass
 class Evaluate:
     """Retrieval, re-ranked retrieval and caption quality of a trained model on held-out images."""
 
-    run: tyro.conf.Positional[str]
+    run: RUN
     """Run folder, checkpoint folder or Hub id."""
     data: str | None = None
     """Data set, as `data.root` of training takes it; by default the run's own, `scenes` where that is not known."""
@@ -54,7 +56,7 @@ class Evaluate:
 class Source:
     """A data set."""
 
-    root: tyro.conf.Positional[str]
+    root: DATA
     """Data set, as `data.root` of training takes it."""
     format: Format = "auto"
     """How it is laid out."""
@@ -92,7 +94,7 @@ class Prepare(Source):
 class Pull:
     """Fetch a checkpoint from the Hub, verified, with what `bitgen train --resume` takes to go on from it."""
 
-    repo: tyro.conf.Positional[str]
+    repo: REPOSITORY
     """`ORG/NAME`, or `ORG/NAME@REV` with a branch, tag or commit."""
     checkpoint: str | None = None
     """Which one, such as 2000; the newest where not given."""
@@ -104,7 +106,7 @@ class Pull:
 class Card:
     """Write the model card of a run, `README.md` and `curves.png` in its folder, from its own files."""
 
-    run: tyro.conf.Positional[str]
+    run: RUN
     """Run folder."""
 
 
@@ -112,7 +114,7 @@ class Card:
 class Doctor:
     """Say whether a run is learning: the training guide's good and bad signs, and what to do about the bad ones."""
 
-    run: tyro.conf.Positional[str]
+    run: RUN
     """Run folder."""
     json: bool = False
     """Print everything as JSON."""
@@ -124,7 +126,7 @@ class Doctor:
 class Diagnose:
     """Look inside a model: training, retrieval, features, memory and network on one page that carries everything."""
 
-    run: tyro.conf.Positional[str]
+    run: RUN
     """Run folder, checkpoint folder or Hub id."""
     out: str = "report.html"
     """HTML file that receives the page."""
@@ -144,7 +146,7 @@ class Diagnose:
 class Push:
     """Push the newest checkpoint of a run to the Hub, with its weights at the root and its model card."""
 
-    run: tyro.conf.Positional[str]
+    run: RUN
     """Run folder."""
     repo: str
     """`ORG/NAME`; made where it is missing."""
@@ -156,7 +158,7 @@ class Push:
 class Listed:
     """What a repository holds, by checkpoint."""
 
-    repo: tyro.conf.Positional[str]
+    repo: REPOSITORY
     """`ORG/NAME`."""
 
 
@@ -164,7 +166,7 @@ class Listed:
 class Squash:
     """Make one commit of a repository's history, so that the Hub can free what only older commits hold."""
 
-    repo: tyro.conf.Positional[str]
+    repo: REPOSITORY
     """`ORG/NAME`."""
     yes: bool = False
     """Do not ask."""
@@ -174,7 +176,7 @@ class Squash:
 class App:
     """Search, caption and look inside a model in the browser; served to this computer only unless told otherwise."""
 
-    run: tyro.conf.Positional[str | None] = None
+    run: ANY_RUN = None
     """Run folder or Hub id; by default the newest run under runs/, if there is one."""
     gallery: str | None = None
     """What is searched: a folder of images, or a data set as `data.root` of training takes it."""
@@ -210,6 +212,9 @@ def main(argv: list[str] | None = None) -> int:
             PermissionError) as error:
         print(f"bitgen: {error}", file=sys.stderr)
         return INPUT
+    except BrokenPipeError:  # what reads the output has read enough, as `| head`; nothing more can be flushed to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SIGNAL + signal.SIGPIPE
     except (OSError, CheckpointError) as error:
         print(f"bitgen: {error}", file=sys.stderr)
         return DISK

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 
-from bitgen.arguments import parse
+from bitgen.arguments import parse, placed
 from bitgen.gallery import find
 from bitgen.hub import load
 from bitgen.index import Index
@@ -19,13 +18,16 @@ from bitgen.processes import launched
 from bitgen.query import Encoder, mix, rerank
 from bitgen.tokenizer import clean
 
+GALLERY, INDEX, FILE = placed(str, "GALLERY"), placed(str, "INDEX"), placed(str, "FILE")
+IDS, WORDS = placed(list[str], "ID …"), placed(list[str], "[WORDS …]")
+
 
 @dataclass
 class Build:
     """Encode a gallery once, to search in. Called again it goes on where it stopped, takes in what is new or changed,
     and leaves out what is gone from the folder; what was removed stays out."""
 
-    gallery: tyro.conf.Positional[str]
+    gallery: GALLERY
     """Folder of images, one image, or a data set as `data.root` of training takes it."""
     checkpoint: str
     """Run folder, checkpoint folder or Hub id of the model."""
@@ -47,9 +49,9 @@ class Build:
 class Remove:
     """Take pictures out of an index. They stay out when it is built again, until `bitgen index restore`."""
 
-    index: tyro.conf.Positional[str]
+    index: INDEX
     """Folder of the index."""
-    ids: tyro.conf.Positional[list[str]]
+    ids: IDS
     """Ids of the pictures."""
 
 
@@ -57,9 +59,9 @@ class Remove:
 class Restore:
     """Let pictures that were removed come in again, when the index is next built."""
 
-    index: tyro.conf.Positional[str]
+    index: INDEX
     """Folder of the index."""
-    ids: tyro.conf.Positional[list[str]]
+    ids: IDS
     """Ids of the pictures."""
 
 
@@ -67,7 +69,7 @@ class Restore:
 class Duplicates:
     """List groups of pictures that look the same to the model."""
 
-    index: tyro.conf.Positional[str]
+    index: INDEX
     """Folder of the index."""
     closer: float = 0.99
     """Lowest cosine between the features of duplicates."""
@@ -77,9 +79,9 @@ class Duplicates:
 class Export:
     """Write ids, features and what else is known to a parquet file, for a vector database."""
 
-    index: tyro.conf.Positional[str]
+    index: INDEX
     """Folder of the index."""
-    path: tyro.conf.Positional[str]
+    path: FILE
     """The parquet file."""
     captions: bool = False
     """Export the captions instead of the pictures."""
@@ -89,9 +91,9 @@ class Export:
 class Search:
     """Find pictures, or captions, by words, by a picture, or by a mixture: beach + this picture - people."""
 
-    index: tyro.conf.Positional[str]
+    index: INDEX
     """Folder of the index."""
-    words: tyro.conf.Positional[list[str]] = field(default_factory=list)
+    words: WORDS = field(default_factory=list)
     """What to look for, each in quotes."""
     image: list[str] = field(default_factory=list)
     """Image files to look for."""

@@ -117,3 +117,17 @@ def test_an_index_goes_into_a_folder(tmp_path, capsys):
     assert main(["index", str(tmp_path), "--checkpoint", "nowhere", "--out", str(tmp_path / "file")]) == 65
     assert capsys.readouterr().err == (f"bitgen: --out {tmp_path / 'file'}: a file; expected a folder, which is made "
                                        "where it is missing\n")
+
+
+def test_arguments_by_place_have_names(capsys):
+    for argv, told in (("doctor --help", "RUN"), ("index remove --help", "INDEX ID …"), ("app --help", "[RUN]")):
+        with pytest.raises(SystemExit):
+            main(argv.split())
+        assert told in capsys.readouterr().out.splitlines()[0]
+
+
+def test_a_reader_that_has_read_enough_is_no_error(monkeypatch, capfd):
+    def doctor(argv):
+        raise BrokenPipeError
+    monkeypatch.setattr(cli, "doctor", doctor)
+    assert main(["doctor", "x"]) == 141 and not capfd.readouterr().err
