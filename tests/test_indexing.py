@@ -67,6 +67,17 @@ def test_a_feature_file_that_was_cut_off_is_named(index, painter):
         Index.open(index.folder, painter).search(painter.text(["red"]))
 
 
+def test_what_an_earlier_index_learned_goes_with_it(index, painter):
+    """Its catalogue was removed, to begin again; codes of as many rows of other features would fit, and be wrong."""
+    learned = index.folder / "images.two-stage.faiss"
+    learned.write_bytes(b"codes")
+    Index.build(index.folder, gallery(), painter)
+    assert learned.exists()
+    (index.folder / "catalogue.sqlite").unlink()
+    Index.build(index.folder, gallery(), painter)
+    assert not learned.exists()
+
+
 def test_folders_that_hold_no_index(tmp_path):
     with pytest.raises(ValueError, match="no index here .* `bitgen index` builds one"):
         Index.open(tmp_path)
