@@ -1,11 +1,12 @@
 """The encoder is the model, by the command line too, and its fingerprint follows what makes features."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TOWER, tiny_model
 from painted import COLOUR_PAIRS, painted
 
 from bitgen import cli
@@ -74,8 +75,22 @@ def test_the_fingerprint_follows_what_makes_features(tiny):
             weight.view(-1)[0] -= 1e-4
     assert fingerprint(tiny_model(vocab_size=model.config.vocab_size, dropout=0.3, memory_slots=0), processor) == known
     assert fingerprint(tiny_model(vocab_size=model.config.vocab_size, pooling="first"), processor) != known
-    changed = Processor(processor.tokenizer, VisionConfig(image_size=32, mean=(0.5, 0.5, 0.4)), 16)
-    assert fingerprint(model, changed) != known
+    assert fingerprint(same_weights_with(model, num_heads=2), processor) != known
+    assert fingerprint(same_weights_with(model, ternary=True), processor) != known
+    for change, tokens in (({"mean": (0.5, 0.5, 0.4)}, 16), ({"std": (0.2, 0.2, 0.3)}, 16), ({"image_size": 40}, 16),
+                           ({}, 12)):
+        changed = Processor(processor.tokenizer, VisionConfig(**{"image_size": 32, **change}), tokens)
+        assert fingerprint(model, changed) != known, (change, tokens)
+    heads = same_weights_with(model)
+    heads.vision_config = replace(heads.vision_config, tower=TOWER | {"num_attention_heads": 4})
+    assert fingerprint(heads, processor) != known
+
+
+def same_weights_with(model, **changes):
+    """A model of other settings with all the weights of `model`."""
+    other = tiny_model(vocab_size=model.config.vocab_size, **changes)
+    other.load_state_dict(model.state_dict())
+    return other
 
 
 # Exports and commands -------------------------------------------------------------------------------------
