@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -105,12 +106,19 @@ class Shortlist:
         self._index, before = known, known.ntotal
         for start in range(before, len(rows), BLOCK):
             self._index.add(rows[start:start + BLOCK].astype(np.float32))
-        if len(rows) > before and os.access(path.parent, os.W_OK):
-            partial = path.with_suffix(f".{os.getpid()}.part")
+        if len(rows) > before:
+            with suppress(OSError, RuntimeError):  # what a disk that takes nothing raises, itself or by FAISS
+                self._keep(faiss, path)
+
+    def _keep(self, faiss: ModuleType, path: Path) -> None:
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        try:
             faiss.write_index(self._index, str(partial))
             with open(partial, "rb") as written:
                 os.fsync(written.fileno())
             os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _learn(self, faiss: ModuleType):
         sample = self._rows[::max(1, len(self._rows) // SAMPLE)].astype(np.float32)

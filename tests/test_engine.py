@@ -1,5 +1,7 @@
 """Every engine finds what brute force finds, exactly or nearly."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from painted import noise, unit
@@ -125,6 +127,18 @@ def test_a_file_of_what_was_learned_that_is_damaged_is_made_anew(damage, tmp_pat
     file.write_bytes(damage(whole))
     assert make_engine("two-stage", rows, tmp_path / "rows").search(rows[:1], 1)[1].tolist() == [[0]]
     assert len(file.read_bytes()) == len(whole) and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_disk_that_takes_nothing_does_not_end_a_search(tmp_path, monkeypatch):
+    def full(index, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("write error: No space left on device")
+
+    monkeypatch.setattr("faiss.write_index", full)
+    rows = noise(1000)
+    for folder in (tmp_path, tmp_path / "gone"):
+        assert make_engine("two-stage", rows, folder / "rows").search(rows[:1], 1)[1].tolist() == [[0]]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_short_list_is_twice_as_long_as_what_is_asked_for(tmp_path, monkeypatch):
