@@ -255,6 +255,7 @@ def test_usage_can_be_bad():
     each = torch.eye(8).repeat(3, 1)
     assert S.usage(each) == pytest.approx({"utilization": 1, "dead": 0, "perplexity": 8, "slots_a_fact": 1, "slots": 8})
     assert S.usage(torch.ones(5, 8))["slots_a_fact"] == pytest.approx(8)
+    assert S.usage(torch.ones(5, 64))["dead"] == 0, "a 64th of the mass is all that a slot is to have"
 
 
 def test_slots_that_stand_for_a_label_tell_one_bit():
@@ -274,6 +275,10 @@ def test_likeness_of_slots(model):
     together, held = S.likeness(model.memory, address)
     assert torch.allclose(together, torch.corrcoef(shares.T), atol=1e-4) and together[2, 5] == pytest.approx(1)
     assert held.shape == (8, 8) and torch.allclose(held.diagonal(), torch.ones(8), atol=1e-5)
+    shifted = tiny_model(gates=0.5)
+    with torch.no_grad():
+        shifted.memory.prior_mean += 100                                                     # what all slots hold alike
+    assert torch.allclose(S.likeness(shifted.memory, address)[1], held, atol=1e-2)
 
 
 def test_capacity_falls_and_an_unwritten_memory_is_at_chance():
@@ -286,6 +291,15 @@ def test_capacity_falls_and_an_unwritten_memory_is_at_chance():
     assert curves["never"][1] == pytest.approx(1 / 8, abs=0.12)
     noisy = S.capacity(model.memory, S.Facts(key, key, value), [8], noise=5.0)
     assert noisy["pair"][0] < curves["pair"][1]
+    strange = S.capacity(model.memory, S.Facts(key, key.roll(1, 0), value), [8])
+    assert strange["pair"][0] == curves["pair"][1] and strange["image"][0] < 0.2
+    with torch.no_grad():
+        written = model.memory.write(model.memory.prior(), key[:8], value[:8]) - model.memory.prior()
+        model.memory.written_precision.copy_(written.precision)
+        model.memory.written_information.copy_(written.information)
+    assert S.capacity(model.memory, S.Facts(key, key, value), [8]) == {name: [curve[1]] for name, curve in
+                                                                       curves.items()}, "what a run wrote has no part"
+    assert S._found(torch.ones(8, 32), value[:8]) == 1 / 8, "a reading that says the same of all finds one by luck"
     with pytest.raises(ValueError, match="from 2 to 64"):
         S.capacity(model.memory, S.Facts(key, key, value), [65])
 
