@@ -180,6 +180,14 @@ def test_captions_that_changed_are_taken_in(tmp_path, painter):
     assert counting.encoded == 1 and silent.item(name).captions, "a source that says nothing takes nothing back"
 
 
+def test_pictures_in_memory_that_changed_are_taken_in(tmp_path, painter):
+    Index.build(tmp_path / "index", gallery(COLOUR_PAIRS), painter)
+    source, counting = gallery(COLOUR_PAIRS), Painter()
+    source.sources[0] = painted("pink", "pink")
+    index = Index.build(tmp_path / "index", source, counting)
+    assert counting.encoded == 1 and index.search(painter.text(["pink"]), k=1).ids == [[source.ids[0]]]
+
+
 def test_an_index_of_before_is_read_and_takes_in_what_is_new(tmp_path, photos, painter):
     folder = tmp_path / "index"
     Index.build(folder, photos, painter)
