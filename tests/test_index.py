@@ -254,6 +254,12 @@ def test_ids_stay_when_others_come_and_go(index, painter):
         assert set(one.search(painter.text(["red blue"]), k=2).ids[0]) == {"red blue", "blue red"}
 
 
+def test_nothing_is_kept_of_what_was_removed(index):
+    index.remove(["red blue", "red red"])
+    for table, count in (("items", 62), ("thumbnails", 62), ("files", 62), ("captions", 124)):
+        assert index.catalogue.count(table) == count, table
+
+
 def test_adding_twice_and_removing_twice_are_refused_and_change_nothing(index, painter):
     with pytest.raises(ValueError, match="'red blue' is in the index already"):
         index.add(gallery([("red", "blue")]), painter)

@@ -204,6 +204,18 @@ def test_an_index_of_before_is_read_and_takes_in_what_is_new(tmp_path, photos, p
     assert "green.png" not in Index.build(folder, photos, counting)
 
 
+def test_an_index_of_before_is_read_where_nothing_can_be_written(index, painter, monkeypatch):
+    with sqlite3.connect(index.folder / "catalogue.sqlite") as old:
+        old.execute("DROP TABLE files")
+        old.execute("DROP TABLE removed")
+    old.close()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **how: connect(f"file:{path}?mode=ro", uri=True, **how))
+    opened = Index.open(index.folder)
+    assert opened.removed == set() and opened.item("red blue").stamp is None
+    assert opened.search(painter.text(["red"]), k=99, where={"tag": "red"}).ids[0]
+
+
 def test_parts_follow_a_folder_that_changed(tmp_path, photos, painter, monkeypatch):
     Index.build(tmp_path / "index", photos, painter)
     left = Store.create(tmp_path / "index" / "parts" / "2-of-7", painter.fingerprint, WIDTH, "float16", True, "photos")
@@ -243,6 +255,12 @@ def test_parts_merge_into_what_one_process_builds(tmp_path, index, monkeypatch):
         assert part.ids() == index.ids() and part.item("red blue") == index.item("red blue")
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == sorted(
         path.name for path in index.folder.iterdir())
+
+
+def test_what_was_removed_stays_out_of_parts_too(index, monkeypatch):
+    index.remove(["red blue", "white white"])
+    built = build_parts(index.folder, gallery(), 2, monkeypatch)
+    assert all(len(one) == 62 and one.removed == {"red blue", "white white"} for one in built.values())
 
 
 def test_parts_of_an_interrupted_build_are_taken_over(tmp_path, painter, monkeypatch):
