@@ -278,6 +278,7 @@ def test_perplexity_of_an_untrained_model_is_that_of_guessing(tokenizer):
                            "chance_perplexity"}
     for key in report:
         assert report[key] == pytest.approx(tokenizer.vocab_size, rel=0.1), key
+    assert report["perplexity_memory"] != report["perplexity"], "the same words, but with a reading"
 
 
 def test_perplexity_with_the_memory_asks_for_no_text_that_was_written(tokenizer):

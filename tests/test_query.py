@@ -113,6 +113,25 @@ def test_the_export_holds_everything(tmp_path, index):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["pictures.parquet"]
 
 
+def test_the_export_tells_what_is_known_of_a_file_and_how_features_are_compared(tmp_path, painter):
+    pq = pytest.importorskip("pyarrow.parquet")
+    painted("red", "blue").resize((30, 20)).save(tmp_path / "a.png")
+    export(Index.build(tmp_path / "index", [tmp_path / "a.png"], painter).store, tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.metadata[b"metric"] == b"cosine"
+    known = {key: value for key, value in table.to_pylist()[0].items() if key in ("width", "height", "path")}
+    assert known == {"width": 30, "height": 20, "path": str(tmp_path / "a.png")}
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, index):
+    pytest.importorskip("pyarrow")
+    with open(index.folder / "images.features", "r+b") as file:
+        file.truncate(100)
+    with pytest.raises(ValueError, match="the file was cut off"):
+        export(index.store, tmp_path / "out" / "pictures.parquet")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_the_command_line(tmp_path, tiny, capsys):
     from safetensors.torch import save_model
 
