@@ -250,14 +250,27 @@ def test_evaluation_changes_nothing_and_repeats(tokenizer):
 def test_folds_are_reported_for_large_galleries(tokenizer, monkeypatch):
     module = import_module("bitgen.evaluate")
     monkeypatch.setattr(module, "FOLD", 10)
-    monkeypatch.setattr(module, "FOLDED", 20)
+    monkeypatch.setattr(module, "FOLDED", 25)
     model, processor = build(Collapsed, tokenizer)
     report = evaluate(model, processor, Numbers(25))
     gallery = encode(model, processor, Numbers(25))
     expected = retrieval.folds(gallery.image_features, gallery.text_features, gallery.owner, size=10)
     assert report["fold1k_t2i_r1"] == pytest.approx(expected["t2i_r1"]) == pytest.approx(0.1)
     assert report["fold1k_chance_i2t_r5"] == pytest.approx(expected["chance_i2t_r5"])
-    assert "fold1k_rerank_i2t_r1" in report and "fold1k_t2i_r1" not in evaluate(model, processor, Numbers(19))
+    assert "fold1k_rerank_i2t_r1" in report and "fold1k_t2i_r1" not in evaluate(model, processor, Numbers(24))
+    assert "t2i_r1_low" in report and "fold1k_t2i_r1_low" not in report, "the mean of intervals is none"
+
+
+def test_picture_marks_every_right_answer(tokenizer, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(import_module("bitgen.evaluate").figures, "retrievals", lambda queries, gallery: drawn.extend(
+        queries))
+    data = Numbers(12)
+    picture(encode(*build(Oracle, tokenizer), data), data, SIDE, rows=1)
+    found = [(isinstance(query.query, str), sum(query.right), query.right[0]) for query in drawn]
+    assert len(found) == 6 and all(first for *_, first in found)
+    assert [count for said, count, _ in found if said] == [1] * 3, "a caption has one image"
+    assert all(count in (2, 3) for said, count, _ in found if not said), "an image has two captions, or three"
 
 
 def test_picture_shows_best_typical_and_worst(tokenizer):
