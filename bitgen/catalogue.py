@@ -2,7 +2,7 @@
 
     items       row in the features, id, size in pixels, path, tags        thumbnails   row, JPEG
     captions    row in the caption features, its picture's row, text       skipped      id, why it cannot be read
-    files       row, size and time of change of the file as it was read    removed      id that is to stay out
+    files       row, stamp of the picture as it was read                   removed      id that is to stay out
     facts       format, model, width … and how many rows of each feature file count
 """
 
@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ FILTERS = {
 }
 """What a search can be narrowed to: `tag` is equal, `caption` holds the words in any case, `id` and `path` match (with
 * and ?)."""
+MANY = 500  # values looked for at once: SQLite takes expressions that are a thousand deep
 
 
 @dataclass
@@ -58,7 +60,8 @@ class Item:
     path: str | None = None
     """The file it was read from, where it was a file."""
     stamp: tuple[int, int] | None = None
-    """Size of that file in bytes and when it was changed, in nanoseconds; None too where nobody noted it."""
+    """Size of that file in bytes and when it was changed, in nanoseconds; of a picture that is no file, its bytes'
+    number and hash. None where nobody noted it."""
 
 
 class Catalogue:
@@ -235,21 +238,38 @@ class Catalogue:
     def mask(self, length: int, where: Mapping[str, Any] | None, captions: bool = False) -> np.ndarray:
         """bool (length,): rows of pictures (or captions) that exist and that `where` lets through.
 
-        A list of values means any of them; several filters all hold. Raises `ValueError` for an unknown filter.
+        A list of values means any of them; several filters all hold. Raises `ValueError` for an unknown filter, and
+        for values that are no text, or no number of pixels.
         """
-        conditions, values = [], []
-        for key, wanted in (where or {}).items():
-            if key not in FILTERS:
-                raise ValueError(f"where: no filter {key!r}; there are {', '.join(FILTERS)}")
-            wanted = list(wanted) if isinstance(wanted, (list, tuple, set)) else [wanted]
-            conditions.append("(" + (" OR ".join([FILTERS[key]] * len(wanted)) or "0") + ")")
-            values += wanted
+        mask = self._rows(length, captions)
+        for key, value in (where or {}).items():
+            wanted, found = _wanted(key, value), np.zeros(length, bool)
+            for start in range(0, len(wanted), MANY):
+                found |= self._rows(length, captions, FILTERS[key], wanted[start:start + MANY])
+            mask &= found
+        return mask
+
+    def _rows(self, length: int, captions: bool, condition: str = "1", values: Sequence[Any] = ()) -> np.ndarray:
+        """bool (length,): rows that exist and for which the condition holds with any of the values."""
         rows, join = ("captions.row", "JOIN captions ON item = items.row") if captions else ("items.row", "")
-        found = self._db.execute(f"SELECT {rows} FROM items {join} WHERE {' AND '.join(conditions) or '1'}", values)
+        conditions = " OR ".join([condition] * max(len(values), 1))
+        found = self._db.execute(f"SELECT {rows} FROM items {join} WHERE {conditions}", values)
         mask = np.zeros(length, bool)
         rows = np.fromiter((row for (row,) in found), np.int64)
         mask[rows[rows < length]] = True
         return mask
+
+
+def _wanted(key: str, value: Any) -> list[str] | list[float]:
+    """The values of which a filter takes any, checked."""
+    if key not in FILTERS:
+        raise ValueError(f"where: no filter {key!r}; there are {', '.join(FILTERS)}")
+    values = list(value) if isinstance(value, (list, tuple, set)) else [value]
+    kind, what = (Real, "a number of pixels") if key.startswith(("min_", "max_")) else (str, "text")
+    for each in values:
+        if not isinstance(each, kind) or each != each:
+            raise ValueError(f"where: {key}: expected {what}, got {each!r}")
+    return values if kind is str else [float(each) for each in values]
 
 
 def _stamp(size: int | None, changed: int | None) -> tuple[int, int] | None:

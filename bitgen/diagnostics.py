@@ -113,19 +113,26 @@ class Activation(NamedTuple):
 
 @torch.no_grad()
 def activations(model: BitGen, batch: Batch) -> list[Activation]:
-    """The blocks of tower and text encoder, and the hidden units of every feed-forward layer, in the order they run."""
+    """The blocks of tower, text encoder and decoder, and the hidden units of every feed-forward layer, in the order
+    they run."""
     found: list[Activation] = []
-    mask = batch.attention_mask
+    mask, lean = batch.attention_mask, model.vision.lean
 
-    def look(name: str):
-        def hook(_, __, output):
-            states = output[0] if isinstance(output, tuple) else output
-            real = states[mask] if states.shape[:2] == mask.shape else states
-            found.append(_activation(name, real.flatten(0, -2).float()))
-        return hook
+    def look(name: str, states: Tensor):
+        words = states.shape[:2] == mask.shape and not name.startswith("vision")
+        found.append(_activation(name, (states[mask] if words else states).flatten(0, -2).float()))
 
-    hooks = [module.register_forward_hook(look(name)) for name, module in _layers(model).items()]
+    def leaving(name: str):
+        return lambda _, __, output: look(name, output[0] if isinstance(output, tuple) else output)
+
+    def entering(name: str):
+        return lambda _, inputs: look(name, inputs[0])
+
+    blocks, products = _layers(model)
+    hooks = [block.register_forward_hook(leaving(name)) for name, block in blocks.items()]
+    hooks += [product.register_forward_pre_hook(entering(name)) for name, product in products.items()]
     try:
+        model.vision.lean = False  # lean computing takes a block's weights and calls nothing that could be watched
         with undisturbed(model):
             image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, mask)
             firsts = torch.searchsorted(batch.image_index, torch.arange(len(batch.image_ids), device=mask.device))
@@ -133,20 +140,22 @@ def activations(model: BitGen, batch: Batch) -> list[Activation]:
             model.fusion(image.tokens, text.tokens[firsts], mask)
             model.decode(batch.input_ids[firsts], model.context(image))
     finally:
+        model.vision.lean = lean
         for hook in hooks:
             hook.remove()
     return found
 
 
-def _layers(model: BitGen) -> dict[str, nn.Module]:
-    """Name -> module to watch."""
-    tower = {f"vision block {i}": block for i, block in enumerate(model.vision.stages()[1:-1])}
-    blocks = {f"{part} block {i}": block for part in ("text", "decoder")
-              for i, block in enumerate(getattr(model, part).blocks)}
-    hidden = {f"{part} hidden {i}": block.ffn[1] for part, layers in (
-        ("text", model.text.blocks), ("fusion", model.fusion.layers), ("decoder", model.decoder.blocks))
-        for i, block in enumerate(layers)}
-    return tower | blocks | hidden
+def _layers(model: BitGen) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """Name -> block, whose output is looked at; name -> last product of a feed-forward layer, which takes in its hidden
+    units, whatever activation or gate they come from."""
+    parts = {"vision": model.vision.stages()[1:-1], "text": model.text.blocks, "fusion": model.fusion.layers,
+             "decoder": model.decoder.blocks}
+    blocks = {f"{part} block {i}": block for part, layers in parts.items() if part != "fusion"
+              for i, block in enumerate(layers)}
+    hidden = {f"{part} hidden {i}": [m for m in block.modules() if isinstance(m, nn.Linear)][-1]
+              for part, layers in parts.items() for i, block in enumerate(layers)}
+    return blocks, hidden
 
 
 def _activation(name: str, states: Tensor) -> Activation:

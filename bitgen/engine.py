@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -94,21 +95,30 @@ class Shortlist:
     """Finds candidates by codes that it learned from the rows, and puts them in order by the rows themselves."""
 
     def __init__(self, rows: np.ndarray, kind: str, path: Path):
-        """`rows (N, D)` stay where they are (on disk, if memory-mapped). `path`: what was learned, used if it is there
-        and of this kind; rows that came since are added."""
+        """`rows (N, D)` stay where they are (on disk, if memory-mapped). `path`: what was learned, used if it is there,
+        whole and of this kind; rows that came since are added."""
         self._rows, self._recipe = rows, RECIPES[kind]
         path = path.with_name(f"{path.name}.{kind}.faiss")
         faiss = import_faiss()
-        known = faiss.read_index(str(path)) if path.exists() else None
+        known = _learned(faiss, path)
         if known is None or known.d != rows.shape[1] or not len(rows) / 2 <= known.ntotal <= len(rows):
             known = self._learn(faiss)
         self._index, before = known, known.ntotal
         for start in range(before, len(rows), BLOCK):
             self._index.add(rows[start:start + BLOCK].astype(np.float32))
-        if len(rows) > before and os.access(path.parent, os.W_OK):
-            partial = path.with_suffix(f".{os.getpid()}.part")
+        if len(rows) > before:
+            with suppress(OSError, RuntimeError):  # what a disk that takes nothing raises, itself or by FAISS
+                self._keep(faiss, path)
+
+    def _keep(self, faiss: ModuleType, path: Path) -> None:
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        try:
             faiss.write_index(self._index, str(partial))
+            with open(partial, "rb") as written:
+                os.fsync(written.fileno())
             os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _learn(self, faiss: ModuleType):
         sample = self._rows[::max(1, len(self._rows) // SAMPLE)].astype(np.float32)
@@ -130,7 +140,7 @@ class Shortlist:
             length = min(length, len(self._rows))
             found = self._candidates(queries, length)
             if allowed is not None:
-                found = np.where(allowed[found] & (found >= 0), found, -1)
+                found = np.where(allowed[found], found, -1)  # -1 stays -1, whatever stands in the last row
             if length == len(self._rows) or ((found >= 0).sum(1) >= k).all():
                 return self._ordered(queries, found, k)
             length *= 4
@@ -157,3 +167,11 @@ class Shortlist:
             best = np.argsort(-cosines, kind="stable")[:k]
             scores[i, :len(best)], rows[i, :len(best)] = cosines[best], candidates[best]
         return scores, rows
+
+
+def _learned(faiss: ModuleType, path: Path):
+    """The FAISS index in a file; None where there is none, or one that was cut off: it can be learned again."""
+    try:
+        return faiss.read_index(str(path)) if path.exists() else None
+    except RuntimeError:
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -74,14 +75,13 @@ class Pictures:
         return to_uint8(image, size), item, thumbnail(image)
 
     def changed(self, i: int, before: Item) -> bool:
-        """Is picture i another than it was: its captions, where it has any now, or its file, where that was noted?"""
+        """Is picture i another than it was: its captions, where it has any now, or its stamp, where it had one?"""
         if (said := self._said(i)) and said != before.captions:
             return True
         try:
-            source = self._source(i) if before.stamp else None
+            return before.stamp is not None and _stamp(self._source(i)) != before.stamp
         except BadImage:
             return True
-        return isinstance(source, (str, Path)) and _stamp(source) != before.stamp
 
     def _said(self, i: int) -> list[str]:
         """Its captions that say something."""
@@ -92,7 +92,10 @@ class Pictures:
 
 
 def _stamp(source: Any) -> tuple[int, int] | None:
-    """`Item.stamp` of a file as it is now; None of what is no file, or not there."""
+    """`Item.stamp` of a picture as it is now; None of a file that is not there, and of one that is open."""
+    if isinstance(source, (bytes, Image.Image)):  # of a shard: its own time would tell of a change in all of it
+        content = source if isinstance(source, bytes) else source.tobytes()
+        return len(content), int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), signed=True)
     try:
         found = os.stat(source) if isinstance(source, (str, Path)) else None
     except OSError:

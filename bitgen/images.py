@@ -97,7 +97,7 @@ def _read_file(path: str | Path) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, BadImage):
             raise
-        raise BadImage(f"{path!r}: {getattr(error, 'strerror', None) or error}") from None
+        raise BadImage(f"{os.fspath(path)!r}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _check_size(width: int, height: int) -> None:

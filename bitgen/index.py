@@ -203,8 +203,8 @@ class Index:
         no more.
 
         where: filters by name, see `catalogue.FILTERS`. threshold: lowest cosine. distinct: of results that are closer
-        to each other than this cosine only the best stays. Raises `ValueError` for queries of another width, and where
-        one of the two is no number.
+        to each other than this cosine only the best stays. Raises `ValueError` for queries of another width, where one
+        of the two is no number, and for filters that cannot be meant.
         """
         for name, cosine in (("threshold", threshold), ("distinct", distinct)):
             if cosine is not None and np.isnan(cosine):

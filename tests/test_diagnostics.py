@@ -2,18 +2,20 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_batch, tiny_model
+from conftest import TOWER, tiny_batch, tiny_model
 
 from bitgen import attention as A
 from bitgen import diagnostics as D
 from bitgen import mistakes as M
 from bitgen import slots as S
-from bitgen.config import Config, LossConfig, OptimConfig
+from bitgen.config import Config, LossConfig, OptimConfig, VisionConfig
 from bitgen.encoded import Gallery
+from bitgen.model import BitGen
 from bitgen.objective import Objective
 from bitgen.optimizer import named_state, update_ratios
 from bitgen.setup import make_optimizer
@@ -72,7 +74,9 @@ def test_gradient_table_is_what_backward_leaves(model):
 @pytest.mark.parametrize("changes, parts, tolerance", [
     ({}, ("text", "vision", "match_head", "memory"), 2e-3),
     ({"vision_lr": 3e-4}, ("text", "vision", "match_head", "memory"), 2e-3),
-    ({"muon": True}, ("text", "vision", "decoder", "fusion", "project"), 0.2)])
+    ({"weight_decay": 20.0}, ("text", "vision", "decoder"), 0.03),
+    ({"muon": True}, ("text", "vision", "decoder", "fusion", "project"), 0.2),
+    ({"muon": True, "weight_decay": 20.0}, ("project", "fusion"), 0.1)])
 def test_update_ratios_are_what_the_step_did(changes, parts, tolerance):
     model = tiny_model()
     optimizer = make_optimizer(model, Config(optim=OptimConfig(lr=1e-3, **changes)))
@@ -87,6 +91,14 @@ def test_update_ratios_are_what_the_step_did(changes, parts, tolerance):
         pairs = [(p - before[name], p) for name, p in model.named_parameters() if name.startswith(f"{part}.")]
         moved, weights = (torch.stack([x[i].norm() for x in pairs]).norm().item() for i in (0, 1))
         assert found[part] == pytest.approx(moved / weights, rel=tolerance), part
+
+
+def test_a_part_whose_weights_are_all_zero_has_no_ratio():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3)
+    weight.grad = torch.zeros(3)
+    optimizer.step()
+    assert update_ratios([("gate.weight", weight)], optimizer.param_groups, optimizer.state) == {}
 
 
 @pytest.mark.parametrize("muon", [False, True])
@@ -116,6 +128,46 @@ def test_dead_units_and_outliers_are_seen():
     assert found["text hidden 1"].dead == 0.25 and found["text hidden 0"].dead == 0
     assert found["decoder hidden 0"].dead == 1.0 and found["fusion hidden 0"].largest > 7
     assert {"vision block 0", "vision block 1", "text block 0", "decoder block 1"} <= set(found)
+
+
+TOWERS = {"dinov2": {}, "dinov2 with swiglu": {"use_swiglu_ffn": True}, "dinov2_with_registers": {},
+          "dinov2_with_registers with swiglu": {"use_swiglu_ffn": True}, "vit": {}, "deit": {}}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_hidden_units_of_every_tower_are_seen(kind):
+    tower = TOWER | TOWERS[kind] | {"model_type": kind.split()[0], "intermediate_size": 64}
+    model = BitGen(tiny_model().config, VisionConfig(image_size=32, tower=tower)).eval()
+    first, second = (block.mlp for block in model.vision.stages()[1:-1])
+    with torch.no_grad():
+        for layer in (first.fc1,) if hasattr(first, "fc1") else (first.gate_proj, first.up_proj):
+            layer.weight[:16] = 0
+            layer.bias[:16] = 0
+        up = second.fc1 if hasattr(second, "fc1") else second.up_proj
+        up.weight[5] *= 1000
+    found = {each.name: each for each in D.activations(model, tiny_batch())}
+    units = first.fc1.out_features if hasattr(first, "fc1") else first.up_proj.out_features
+    assert found["vision hidden 0"].dead == pytest.approx(16 / units)
+    assert found["vision hidden 1"].dead < 0.5 and found["vision hidden 1"].largest > 7
+
+
+def test_a_lean_tower_is_looked_into_too():
+    model = tiny_model()
+    plain = D.activations(model, tiny_batch())
+    model.vision.make_lean()
+    lean = D.activations(model, tiny_batch())
+    assert [each.name for each in lean] == [each.name for each in plain] and model.vision.lean
+    assert all(one[1:] == pytest.approx(other[1:], rel=1e-4) for one, other in zip(plain, lean))
+
+
+@pytest.mark.parametrize("padding", [3, 7])
+def test_what_units_do_is_seen_at_words_and_not_at_padding(padding):
+    """Patches are never taken for words, though with 7 more a caption has as many tokens as an image."""
+    model, batch = tiny_model(gates=0.5, max_tokens=32), tiny_batch(captions=1)
+    padded = replace(batch, **{name: F.pad(getattr(batch, name), (0, padding))
+                               for name in ("input_ids", "attention_mask")})
+    for one, other in zip(D.activations(model, batch), D.activations(model, padded), strict=True):
+        assert one.name == other.name and one[1:] == pytest.approx(other[1:], rel=1e-3), one.name
 
 
 def test_attention_entropy_is_one_where_all_is_alike_and_zero_at_one_token():
@@ -175,6 +227,14 @@ def test_landscape_passes_through_the_weights(model):
     assert curves["total"][0][2] == curves["total"][1][2] and curves["total"][0][4] != curves["total"][1][4]
 
 
+def test_a_line_through_the_weights_is_as_long_in_each_filter_as_the_weight():
+    for shape in ((6, 4), (6, 3, 2, 2)):
+        weight = torch.randn(shape) * torch.logspace(-3, 3, 6).view(-1, *[1] * (len(shape) - 1))
+        line = D._filter_normalised(weight, torch.Generator().manual_seed(0))
+        assert torch.allclose(line.flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1))
+        assert F.cosine_similarity(line.flatten(1), weight.flatten(1)).abs().mean() < 0.9
+
+
 # Slots ----------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +255,7 @@ def test_usage_can_be_bad():
     each = torch.eye(8).repeat(3, 1)
     assert S.usage(each) == pytest.approx({"utilization": 1, "dead": 0, "perplexity": 8, "slots_a_fact": 1, "slots": 8})
     assert S.usage(torch.ones(5, 8))["slots_a_fact"] == pytest.approx(8)
+    assert S.usage(torch.ones(5, 64))["dead"] == 0, "a 64th of the mass is all that a slot is to have"
 
 
 def test_slots_that_stand_for_a_label_tell_one_bit():
@@ -214,6 +275,10 @@ def test_likeness_of_slots(model):
     together, held = S.likeness(model.memory, address)
     assert torch.allclose(together, torch.corrcoef(shares.T), atol=1e-4) and together[2, 5] == pytest.approx(1)
     assert held.shape == (8, 8) and torch.allclose(held.diagonal(), torch.ones(8), atol=1e-5)
+    shifted = tiny_model(gates=0.5)
+    with torch.no_grad():
+        shifted.memory.prior_mean += 100                                                     # what all slots hold alike
+    assert torch.allclose(S.likeness(shifted.memory, address)[1], held, atol=1e-2)
 
 
 def test_capacity_falls_and_an_unwritten_memory_is_at_chance():
@@ -226,6 +291,15 @@ def test_capacity_falls_and_an_unwritten_memory_is_at_chance():
     assert curves["never"][1] == pytest.approx(1 / 8, abs=0.12)
     noisy = S.capacity(model.memory, S.Facts(key, key, value), [8], noise=5.0)
     assert noisy["pair"][0] < curves["pair"][1]
+    strange = S.capacity(model.memory, S.Facts(key, key.roll(1, 0), value), [8])
+    assert strange["pair"][0] == curves["pair"][1] and strange["image"][0] < 0.2
+    with torch.no_grad():
+        written = model.memory.write(model.memory.prior(), key[:8], value[:8]) - model.memory.prior()
+        model.memory.written_precision.copy_(written.precision)
+        model.memory.written_information.copy_(written.information)
+    assert S.capacity(model.memory, S.Facts(key, key, value), [8]) == {name: [curve[1]] for name, curve in
+                                                                       curves.items()}, "what a run wrote has no part"
+    assert S._found(torch.ones(8, 32), value[:8]) == 1 / 8, "a reading that says the same of all finds one by luck"
     with pytest.raises(ValueError, match="from 2 to 64"):
         S.capacity(model.memory, S.Facts(key, key, value), [65])
 
@@ -312,6 +386,12 @@ def test_differences_of_the_nearest_wrong_image_beside_chance():
     assert M.differences(IMAGES[:1], TEXTS[:1], OWNER[:1], TRUTH[:1]) == ({}, {})
 
 
+def test_the_same_things_in_another_order_are_no_difference():
+    turned = TRUTH[0] | {"objects": TRUTH[0]["objects"][::-1]}
+    found, chance = M.differences(torch.eye(2), torch.eye(2), torch.arange(2), [TRUTH[0], turned])
+    assert not any(found.values()) and not any(chance.values())
+
+
 def test_worst_queries_come_worst_first_and_once_an_image():
     texts = torch.tensor([[0.0, 1.0, 0.5], [0.1, 1.0, 0.2], [0.0, 1.0, 0.0], [0.5, 1.0, 0.7]])
     found = M.worst(IMAGES, texts, OWNER, count=5, shown=2)
@@ -333,3 +413,10 @@ def test_recall_has_intervals_that_hold_it_and_shrink():
             assert report[f"{name}_low"] <= report[name] <= report[f"{name}_high"]
     assert large["t2i_r1_high"] - large["t2i_r1_low"] < small["t2i_r1_high"] - small["t2i_r1_low"]
     assert large["chance_t2i_r1"] == pytest.approx(1 / 400)
+
+
+def test_the_captions_of_an_image_are_drawn_together():
+    """They fail together here: their interval is that of 50 images, wider than that of 250 captions by sqrt(5)."""
+    images, owner = torch.eye(50), torch.arange(50).repeat_interleave(5)
+    found = M.recall(images, images[(owner + owner % 2) % 50], owner)                         # of every second image
+    assert found["t2i_r1_high"] - found["t2i_r1_low"] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 50), rel=0.1)

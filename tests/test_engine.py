@@ -1,10 +1,12 @@
 """Every engine finds what brute force finds, exactly or nearly."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from painted import noise, unit
 
-from bitgen.engine import Exact, Shortlist, make_engine
+from bitgen.engine import RECIPES, Exact, Shortlist, make_engine
 from bitgen.index import Index
 
 pytest.importorskip("faiss")
@@ -101,8 +103,65 @@ def test_what_an_engine_learned_is_kept_and_grows(tmp_path, monkeypatch):
     assert learned, "codes of more rows than there are belong to something else"
 
 
-def test_the_engine_is_chosen_by_size_and_can_be_set(tmp_path, index, painter):
-    assert isinstance(make_engine("auto", np.zeros((99_999, 2), np.float16), tmp_path / "a"), Exact)
+@pytest.mark.parametrize("count, anew", [(2000, False), (2001, True)])
+def test_what_was_learned_from_less_than_half_of_the_rows_is_learned_anew(count, anew, tmp_path, monkeypatch):
+    rows, learned, learn = noise(count), [], Shortlist._learn
+    make_engine("two-stage", rows[:1000], tmp_path / "rows")
+    monkeypatch.setattr(Shortlist, "_learn", lambda self, faiss: learned.append(1) or learn(self, faiss))
+    make_engine("two-stage", rows, tmp_path / "rows")
+    assert bool(learned) == anew
+
+
+def test_what_was_learned_of_features_of_another_width_is_not_used(tmp_path):
+    make_engine("two-stage", noise(1000, width=16), tmp_path / "rows")
+    rows = noise(1000, width=32)
+    assert make_engine("two-stage", rows, tmp_path / "rows").search(rows[:1], 1)[1].tolist() == [[0]]
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:500], lambda whole: whole[:-1], lambda whole: b"",
+                                    lambda whole: b"no index" * 100])
+def test_a_file_of_what_was_learned_that_is_damaged_is_made_anew(damage, tmp_path):
+    rows, file = noise(1000), tmp_path / "rows.two-stage.faiss"
+    make_engine("two-stage", rows, tmp_path / "rows")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert make_engine("two-stage", rows, tmp_path / "rows").search(rows[:1], 1)[1].tolist() == [[0]]
+    assert len(file.read_bytes()) == len(whole) and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_disk_that_takes_nothing_does_not_end_a_search(tmp_path, monkeypatch):
+    def full(index, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("write error: No space left on device")
+
+    monkeypatch.setattr("faiss.write_index", full)
+    rows = noise(1000)
+    for folder in (tmp_path, tmp_path / "gone"):
+        assert make_engine("two-stage", rows, folder / "rows").search(rows[:1], 1)[1].tolist() == [[0]]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_short_list_is_twice_as_long_as_what_is_asked_for(tmp_path, monkeypatch):
+    """The last of many would else be those that the codes happened to put first."""
+    rows = noise(3000)
+    engine, asked = make_engine("two-stage", rows, tmp_path / "rows"), []
+    candidates = engine._candidates
+    monkeypatch.setattr(engine, "_candidates", lambda queries, length: asked.append(length) or candidates(
+        queries, length))
+    for k in (10, 180):
+        engine.search(rows[:1], k)
+    assert asked == [RECIPES["two-stage"].shortlist, 360]
+
+
+@pytest.mark.parametrize("count, kind", [(99_999, "exact"), (100_000, "two-stage"), (4_999_999, "two-stage"),
+                                         (5_000_000, "lists")])
+def test_the_engine_goes_by_the_number_of_rows(count, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitgen.engine.Exact", lambda rows: "exact")
+    monkeypatch.setattr("bitgen.engine.Shortlist", lambda rows, kind, path: kind)
+    assert make_engine("auto", np.broadcast_to(np.float16(0), (count, 2)), tmp_path / "rows") == kind
+
+
+def test_the_engine_can_be_set(tmp_path, index, painter):
     for kind, count in (("two-stage", 1000), ("lists", 1000)):
         assert len(set(make_engine(kind, noise(count), tmp_path / kind).search(noise(1), 10)[1][0])) == 10
     assert isinstance(make_engine("two-stage", noise(999), tmp_path / "b"), Exact), "too few to learn from"

@@ -124,6 +124,16 @@ def test_a_perfect_model_scores_one(tokenizer):
     assert all(isinstance(value, (int, float)) for value in report.values())
 
 
+def test_intervals_are_over_images(tokenizer):
+    """All captions of an image fail together: 40 captions of 20 images are no surer than 20."""
+    owner, right = torch.arange(20).repeat_interleave(2), torch.arange(20) < 10
+    images = torch.eye(20)
+    rankings = retrieval.rank_features(images, images[torch.where(right[owner], owner, (owner + 1) % 20)], owner)
+    report = import_module("bitgen.evaluate")._recalls("", *rankings, owner)
+    low, high = retrieval.interval(right.double(), torch.arange(20))
+    assert report["t2i_r1"] == 0.5 and report["t2i_r1_high"] - report["t2i_r1_low"] == pytest.approx(high - low)
+
+
 @pytest.mark.parametrize("way", ["i2t", "t2i"])
 def test_a_collapsed_model_scores_chance(tokenizer, way):
     report = evaluate(*build(Collapsed, tokenizer), Numbers(), rerank=16)
@@ -240,14 +250,27 @@ def test_evaluation_changes_nothing_and_repeats(tokenizer):
 def test_folds_are_reported_for_large_galleries(tokenizer, monkeypatch):
     module = import_module("bitgen.evaluate")
     monkeypatch.setattr(module, "FOLD", 10)
-    monkeypatch.setattr(module, "FOLDED", 20)
+    monkeypatch.setattr(module, "FOLDED", 25)
     model, processor = build(Collapsed, tokenizer)
     report = evaluate(model, processor, Numbers(25))
     gallery = encode(model, processor, Numbers(25))
     expected = retrieval.folds(gallery.image_features, gallery.text_features, gallery.owner, size=10)
     assert report["fold1k_t2i_r1"] == pytest.approx(expected["t2i_r1"]) == pytest.approx(0.1)
     assert report["fold1k_chance_i2t_r5"] == pytest.approx(expected["chance_i2t_r5"])
-    assert "fold1k_rerank_i2t_r1" in report and "fold1k_t2i_r1" not in evaluate(model, processor, Numbers(19))
+    assert "fold1k_rerank_i2t_r1" in report and "fold1k_t2i_r1" not in evaluate(model, processor, Numbers(24))
+    assert "t2i_r1_low" in report and "fold1k_t2i_r1_low" not in report, "the mean of intervals is none"
+
+
+def test_picture_marks_every_right_answer(tokenizer, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(import_module("bitgen.evaluate").figures, "retrievals", lambda queries, gallery: drawn.extend(
+        queries))
+    data = Numbers(12)
+    picture(encode(*build(Oracle, tokenizer), data), data, SIDE, rows=1)
+    found = [(isinstance(query.query, str), sum(query.right), query.right[0]) for query in drawn]
+    assert len(found) == 6 and all(first for *_, first in found)
+    assert [count for said, count, _ in found if said] == [1] * 3, "a caption has one image"
+    assert all(count in (2, 3) for said, count, _ in found if not said), "an image has two captions, or three"
 
 
 def test_picture_shows_best_typical_and_worst(tokenizer):
@@ -268,6 +291,7 @@ def test_perplexity_of_an_untrained_model_is_that_of_guessing(tokenizer):
                            "chance_perplexity"}
     for key in report:
         assert report[key] == pytest.approx(tokenizer.vocab_size, rel=0.1), key
+    assert report["perplexity_memory"] != report["perplexity"], "the same words, but with a reading"
 
 
 def test_perplexity_with_the_memory_asks_for_no_text_that_was_written(tokenizer):

@@ -1,7 +1,10 @@
 """What a gallery is made of: folders, files, data sets, uploads."""
 
+import io
+
 import pytest
-from painted import PALETTE, SIDE, painted
+from layouts import shard
+from painted import PALETTE, SIDE, Painter, painted
 from PIL import Image
 
 from bitgen.gallery import Pictures, find, of_files, pictures
@@ -52,6 +55,45 @@ def test_uploads_of_one_name_stay_apart(tmp_path):
     files = [tmp_path / folder / "a.png" for folder in "xyz"]
     assert of_files(files).ids == ["a.png", "a (2).png", "a (3).png"]
     assert of_files([*files, tmp_path / "a (2).png"]).ids == ["a.png", "a (2).png", "a (3).png", "a (2) (2).png"]
+
+
+def test_a_file_that_is_not_there_is_named_as_it_would_be_typed(tmp_path, painter):
+    index = Index.build(tmp_path / "index", [tmp_path / "a.png"], painter)
+    assert index.skipped == {"a.png": f"'{tmp_path}/a.png': No such file or directory"}
+
+
+def png(colour):
+    file = io.BytesIO()
+    painted(colour, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def parquet(folder, colours):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+    rows = [{"image": {"bytes": png(colour), "path": f"{i}.png"}, "caption": "a colour"}
+            for i, colour in enumerate(colours)]
+    write_table(arrow.Table.from_pylist(rows), folder / "test.parquet")
+
+
+def tar(folder, colours):
+    shard(folder / "test.tar", {name: data for i, colour in enumerate(colours)
+                                for name, data in ((f"{i}.png", png(colour)), (f"{i}.txt", b"a colour"))})
+
+
+@pytest.mark.parametrize("write", [parquet, tar])
+def test_pictures_inside_a_file_are_encoded_anew_where_they_changed_and_only_those(write, tmp_path, painter):
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data, ["red", "green", "blue"])
+    Index.build(tmp_path / "index", find(str(data), "test", SIDE), painter)
+    write(data, ["red", "pink", "blue", "cyan"])
+    counting = Painter()
+    for _ in range(2):
+        index = Index.build(tmp_path / "index", find(str(data), "test", SIDE), counting)
+        assert len(index) == 4 and counting.encoded == 2
+    for colour, score in (("red", 1), ("pink", 1), ("green", 0)):
+        assert index.search(painter.text([colour]), k=1).scores[0][0] == pytest.approx(score, abs=1e-2), colour
 
 
 def test_galleries_that_are_none(tmp_path):

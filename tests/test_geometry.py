@@ -51,6 +51,7 @@ def test_aligned_unrelated_and_collapsed_features_look_so():
     here, there = (F.normalize(images + shift * torch.eye(24)[0], dim=1) for shift in (2, -1))
     apart = G.geometry(here, there[OWNER], OWNER)
     assert apart["gap"] > 3 * apart["gap_noise"]
+    assert good["gap_noise"] == pytest.approx(math.sqrt(2 / 20), rel=0.3), "of means of 20 unrelated rows"
     collapsed = G.geometry(torch.ones(40, 24), torch.ones(120, 24), OWNER)
     assert collapsed["rank_images"] == 0 and collapsed["uniformity_images"] == pytest.approx(0, abs=1e-5)
     assert collapsed["negative_cosine"] == pytest.approx(1, abs=1e-5)
@@ -85,6 +86,8 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
     assert (found.auc[:3] > 0.97).all()
     assert found.auc[3:].mean() == pytest.approx(0.5, abs=0.02)
     assert found.shuffled.mean() == pytest.approx(0.5, abs=0.02)
+    dealt = labels[torch.randperm(300, generator=torch.Generator().manual_seed(1))]
+    assert torch.equal(P.probe(features, dealt).auc, found.shuffled)
     assert P.probe(torch.ones(300, 16), planted).auc.tolist() == pytest.approx([0.5] * 3, abs=0.1)
 
 

@@ -222,6 +222,8 @@ def test_matching_waits_for_the_contrast():
     slow = history(since=0, itm=0.6365, t2i=0.2, i2t=0.2)              # a hard set: the contrast is still on its way
     assert not verdict("matching", slow).judged
     assert verdict("matching", history(since=0, itm=0.6365)).verdict == "BAD"
+    quarter = next(row["step"] for row in history() if row["t2i"] + row["i2t"] >= 0.5)
+    assert [verdict("matching", history(8 * quarter - wait)).judged for wait in (20, 0)] == [False, True]
 
 
 def test_dues_shrink_with_the_run_but_never_to_nothing():

@@ -1,16 +1,18 @@
 """An index answers what looking at every feature would, whatever was added or removed before."""
 
 import sqlite3
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from painted import COLOURS, SIDE, WIDTH, Painter, gallery, noise, painted
+from painted import COLOURS, SIDE, WIDTH, Painter, gallery, noise, painted, unit
 
 from bitgen.engine import Exact
+from bitgen.gallery import Pictures
 from bitgen.index import Index
-from bitgen.matching import Weights
-from bitgen.query import mix, rerank
+from bitgen.matching import Evidence, Weights
+from bitgen.query import mix, reordered, rerank
 
 pytest.importorskip("faiss")
 
@@ -47,6 +49,8 @@ def test_more_than_there_is_gives_what_there_is(index, painter):
     ({"min_width": SIDE + 1}, lambda a, b: False),
     ({"tag": []}, lambda a, b: False),
     ({"tag": "re"}, lambda a, b: False),
+    ({"id": ["no such"] * 2000 + ["red *"]}, lambda a, b: a == "red"),
+    ({"caption": ["no such", "green"], "tag": ["no such"] * 2000 + ["red"]}, lambda a, b: {a, b} == {"red", "green"}),
 ])
 def test_filters_leave_exactly_what_they_say(index, painter, where, right):
     expected = {name for name in index.ids() if right(*name.split())}
@@ -61,6 +65,50 @@ def test_names_with_brackets_and_captions_in_other_alphabets_are_found(tmp_path,
     index = Index.build(tmp_path, source, painter)
     for where in ({"id": "img[1].png"}, {"id": "img[1]*"}, {"caption": "zwei äpfel"}):
         assert index.search(painter.text(["red"]), where=where).ids == [["img[1].png"]]
+
+
+@pytest.mark.parametrize("where, right", [
+    ({"min_width": 30}, "wide.png"), ({"max_width": 20}, "high.png"), ({"min_height": 30}, "high.png"),
+    ({"max_height": 20}, "wide.png"), ({"path": "*/a[1]/*"}, "wide.png"),
+])
+def test_sizes_and_paths_are_those_of_the_file(where, right, tmp_path, painter):
+    files = [tmp_path / "a[1]" / "wide.png", tmp_path / "a1" / "high.png"]
+    for file, size in zip(files, ((30, 20), (20, 30))):
+        file.parent.mkdir()
+        painted("red", "red").resize(size).save(file)
+    index = Index.build(tmp_path / "index", files, painter)
+    assert index.search(painter.text(["red"]), where=where).ids == [[right]]
+
+
+@pytest.mark.parametrize("where, message", [
+    ({"caption": None}, "caption: expected text, got None"), ({"tag": ["red", 5]}, "tag: expected text, got 5"),
+    ({"id": [["red"]]}, r"id: expected text, got \['red'\]"),
+    ({"min_width": "wide"}, "min_width: expected a number of pixels, got 'wide'"),
+    ({"max_height": float("nan")}, "max_height: expected a number of pixels, got nan"),
+])
+def test_what_a_filter_cannot_mean_is_named(index, painter, where, message):
+    with pytest.raises(ValueError, match=message):
+        index.search(painter.text(["red"]), where=where)
+
+
+def test_one_filter_is_not_taken_for_another_and_none_is_asked_twice(index, painter, monkeypatch):
+    asked, mask = [], index.catalogue.mask
+    monkeypatch.setattr(index.catalogue, "mask", lambda length, where, captions: asked.append(where) or mask(
+        length, where, captions))
+    for _ in range(2):
+        for colour in ("red", "blue"):
+            assert all(colour in name for name in index.search(painter.text(["red"]), where={"tag": colour}).ids[0])
+    assert asked == [{"tag": "red"}, {"tag": "blue"}]
+
+
+def test_what_another_process_removed_in_the_meantime_is_left_out(index, painter):
+    query = painter.text(["red blue"])
+    for captions in (False, True):
+        assert "red blue" in index.search(query, k=4, captions=captions).ids[0]
+    Index.open(index.folder).remove("red blue")
+    for captions in (False, True):
+        hits = index.search(query, k=4, captions=captions)
+        assert "red blue" not in hits.ids[0] and "blue red" in hits.ids[0] and len(hits.ids[0]) == len(hits.scores[0])
 
 
 def test_a_threshold_does_not_widen_a_search_for_distinct_ones(index, painter, monkeypatch):
@@ -87,6 +135,19 @@ def test_distinct_results_are_no_copies_of_each_other(index, painter):
     assert len(hits.ids[0]) == 20 and closest.max() < 0.99
     assert hits.scores[0] == sorted(hits.scores[0], reverse=True)
     assert len(index.search(query, k=64, distinct=0.99).ids[0]) == 36  # unordered pairs of eight colours
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_distinct_ones_are_found_behind_many_copies_for_every_query(order, tmp_path, painter):
+    """Of one query the first forty are copies of each other; the other has all it asked for at once."""
+    seen = ["red"] * 40 + [colour for colour in COLOURS if colour != "red"]
+    source = Pictures("copies", [f"{colour} {i}" for i, colour in enumerate(seen)],
+                      [painted(colour, colour) for colour in seen], [[]] * len(seen), [[]] * len(seen))
+    queries = unit(np.array([[.1, 9, .3, .2, 0, 0, 0, 0], [.1, 0, .2, .3, 0, 0, 0, 0]], np.float32))
+    index = Index.build(tmp_path, source, painter)
+    hits = index.search(queries[order], k=3, distinct=0.99)
+    right = [["red", "green", "blue"], ["blue", "green", "black"]]
+    assert [[name.split()[0] for name in ids] for ids in hits.ids] == [right[i] for i in order]
 
 
 @pytest.mark.parametrize("features, how, message", [
@@ -147,6 +208,32 @@ def test_matching_tells_apart_what_contrast_cannot(index, painter):
     assert rerank(painter, index, words, hits, Weights(0, 0)).scores == hits.scores
 
 
+def told(odds, seen, blind):
+    """An encoder that says the same of any results; a cosine of 1 is worth ten nats."""
+    found = Evidence(*(torch.tensor(x) for x in (odds, seen, blind)))
+    return SimpleNamespace(evidence=lambda images, texts: found, scale=10.0)
+
+
+@pytest.mark.parametrize("cosines, odds, seen, first", [
+    ([0.4, 0.1], [0.0, 8.0], [0.0, 0.0], 0),         # three nats of contrast are more than eight of matching
+    ([0.4, 0.1], [0.0, 16.0], [0.0, 0.0], 1),        # and less than sixteen
+    ([0.4, 0.1], [0.0, 0.0], [-30.0, -26.0], 0),     # more than four of words
+    ([0.4, 0.1], [0.0, 0.0], [-30.0, -22.0], 1),     # and less than eight
+])
+def test_what_the_witnesses_weigh_beside_the_contrast(cosines, odds, seen, first):
+    assert reordered(told(odds, seen, [-25.0, -25.0]), ["image"] * 2, ["words"], cosines)[0][0] == first
+
+
+@pytest.mark.parametrize("seen, blind, first", [
+    ([-5.0, -20.0], [-5.0, -30.0], 1),               # usual words are as likely without the picture: it tells nothing
+    ([-5.0, -20.0], [-5.0, -26.0], 1),               # six nats that it tells are more than one of contrast
+    ([-5.0, -20.0], [-5.0, -24.0], 0),               # and four are less
+])
+def test_captions_are_weighed_without_what_they_are_worth_alone(seen, blind, first):
+    order = reordered(told([0.0, 0.0], seen, blind), ["image"], ["usual words", "unusual words"], [0.2, 0.1])[0]
+    assert order[0] == first
+
+
 # Changing -------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +252,12 @@ def test_ids_stay_when_others_come_and_go(index, painter):
         for name in one.ids():
             assert (one.features([name])[0] == every[name]).all()
         assert set(one.search(painter.text(["red blue"]), k=2).ids[0]) == {"red blue", "blue red"}
+
+
+def test_nothing_is_kept_of_what_was_removed(index):
+    index.remove(["red blue", "red red"])
+    for table, count in (("items", 62), ("thumbnails", 62), ("files", 62), ("captions", 124)):
+        assert index.catalogue.count(table) == count, table
 
 
 def test_adding_twice_and_removing_twice_are_refused_and_change_nothing(index, painter):

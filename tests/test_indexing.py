@@ -67,6 +67,17 @@ def test_a_feature_file_that_was_cut_off_is_named(index, painter):
         Index.open(index.folder, painter).search(painter.text(["red"]))
 
 
+def test_what_an_earlier_index_learned_goes_with_it(index, painter):
+    """Its catalogue was removed, to begin again; codes of as many rows of other features would fit, and be wrong."""
+    learned = index.folder / "images.two-stage.faiss"
+    learned.write_bytes(b"codes")
+    Index.build(index.folder, gallery(), painter)
+    assert learned.exists()
+    (index.folder / "catalogue.sqlite").unlink()
+    Index.build(index.folder, gallery(), painter)
+    assert not learned.exists()
+
+
 def test_folders_that_hold_no_index(tmp_path):
     with pytest.raises(ValueError, match="no index here .* `bitgen index` builds one"):
         Index.open(tmp_path)
@@ -169,6 +180,14 @@ def test_captions_that_changed_are_taken_in(tmp_path, painter):
     assert counting.encoded == 1 and silent.item(name).captions, "a source that says nothing takes nothing back"
 
 
+def test_pictures_in_memory_that_changed_are_taken_in(tmp_path, painter):
+    Index.build(tmp_path / "index", gallery(COLOUR_PAIRS), painter)
+    source, counting = gallery(COLOUR_PAIRS), Painter()
+    source.sources[0] = painted("pink", "pink")
+    index = Index.build(tmp_path / "index", source, counting)
+    assert counting.encoded == 1 and index.search(painter.text(["pink"]), k=1).ids == [[source.ids[0]]]
+
+
 def test_an_index_of_before_is_read_and_takes_in_what_is_new(tmp_path, photos, painter):
     folder = tmp_path / "index"
     Index.build(folder, photos, painter)
@@ -183,6 +202,18 @@ def test_an_index_of_before_is_read_and_takes_in_what_is_new(tmp_path, photos, p
     assert counting.encoded == 1 and set(index.ids()) == {"red.png", "green.png", "sea/cyan.png", "yellow.png"}
     index.remove("green.png")
     assert "green.png" not in Index.build(folder, photos, counting)
+
+
+def test_an_index_of_before_is_read_where_nothing_can_be_written(index, painter, monkeypatch):
+    with sqlite3.connect(index.folder / "catalogue.sqlite") as old:
+        old.execute("DROP TABLE files")
+        old.execute("DROP TABLE removed")
+    old.close()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **how: connect(f"file:{path}?mode=ro", uri=True, **how))
+    opened = Index.open(index.folder)
+    assert opened.removed == set() and opened.item("red blue").stamp is None
+    assert opened.search(painter.text(["red"]), k=99, where={"tag": "red"}).ids[0]
 
 
 def test_parts_follow_a_folder_that_changed(tmp_path, photos, painter, monkeypatch):
@@ -224,6 +255,12 @@ def test_parts_merge_into_what_one_process_builds(tmp_path, index, monkeypatch):
         assert part.ids() == index.ids() and part.item("red blue") == index.item("red blue")
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == sorted(
         path.name for path in index.folder.iterdir())
+
+
+def test_what_was_removed_stays_out_of_parts_too(index, monkeypatch):
+    index.remove(["red blue", "white white"])
+    built = build_parts(index.folder, gallery(), 2, monkeypatch)
+    assert all(len(one) == 62 and one.removed == {"red blue", "white white"} for one in built.values())
 
 
 def test_parts_of_an_interrupted_build_are_taken_over(tmp_path, painter, monkeypatch):

@@ -1,11 +1,12 @@
 """The encoder is the model, by the command line too, and its fingerprint follows what makes features."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TOWER, tiny_model
 from painted import COLOUR_PAIRS, painted
 
 from bitgen import cli
@@ -74,8 +75,22 @@ def test_the_fingerprint_follows_what_makes_features(tiny):
             weight.view(-1)[0] -= 1e-4
     assert fingerprint(tiny_model(vocab_size=model.config.vocab_size, dropout=0.3, memory_slots=0), processor) == known
     assert fingerprint(tiny_model(vocab_size=model.config.vocab_size, pooling="first"), processor) != known
-    changed = Processor(processor.tokenizer, VisionConfig(image_size=32, mean=(0.5, 0.5, 0.4)), 16)
-    assert fingerprint(model, changed) != known
+    assert fingerprint(same_weights_with(model, num_heads=2), processor) != known
+    assert fingerprint(same_weights_with(model, ternary=True), processor) != known
+    for change, tokens in (({"mean": (0.5, 0.5, 0.4)}, 16), ({"std": (0.2, 0.2, 0.3)}, 16), ({"image_size": 40}, 16),
+                           ({}, 12)):
+        changed = Processor(processor.tokenizer, VisionConfig(**{"image_size": 32, **change}), tokens)
+        assert fingerprint(model, changed) != known, (change, tokens)
+    heads = same_weights_with(model)
+    heads.vision_config = replace(heads.vision_config, tower=TOWER | {"num_attention_heads": 4})
+    assert fingerprint(heads, processor) != known
+
+
+def same_weights_with(model, **changes):
+    """A model of other settings with all the weights of `model`."""
+    other = tiny_model(vocab_size=model.config.vocab_size, **changes)
+    other.load_state_dict(model.state_dict())
+    return other
 
 
 # Exports and commands -------------------------------------------------------------------------------------
@@ -96,6 +111,25 @@ def test_the_export_holds_everything(tmp_path, index):
     assert hits.scores[0][0] == pytest.approx(1, abs=2e-3)
     assert captions[7]["caption"] == index.item(captions[7]["id"]).captions[captions[7]["number"]]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["pictures.parquet"]
+
+
+def test_the_export_tells_what_is_known_of_a_file_and_how_features_are_compared(tmp_path, painter):
+    pq = pytest.importorskip("pyarrow.parquet")
+    painted("red", "blue").resize((30, 20)).save(tmp_path / "a.png")
+    export(Index.build(tmp_path / "index", [tmp_path / "a.png"], painter).store, tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.metadata[b"metric"] == b"cosine"
+    known = {key: value for key, value in table.to_pylist()[0].items() if key in ("width", "height", "path")}
+    assert known == {"width": 30, "height": 20, "path": str(tmp_path / "a.png")}
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, index):
+    pytest.importorskip("pyarrow")
+    with open(index.folder / "images.features", "r+b") as file:
+        file.truncate(100)
+    with pytest.raises(ValueError, match="the file was cut off"):
+        export(index.store, tmp_path / "out" / "pictures.parquet")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_command_line(tmp_path, tiny, capsys):

@@ -109,6 +109,11 @@ def test_ties_are_those_of_all_orders():
         assert ranking.hits(k).item() == pytest.approx(sum(p <= k for p in places) / len(places))
 
 
+def test_ties_of_large_scores_are_as_wide_as_float32_rounds_them():
+    scores, own = torch.tensor([[1000.0, 1000.0005, 1000.01]]), torch.tensor([[True, False, False]])
+    assert compare(scores, own).tied.item() == compare(scores, own).better.item() == 1
+
+
 def test_chunks_do_not_matter():
     images, texts, owner = gallery([5] * 20)
     whole, parts = rank_features(images, texts, owner), rank_features(images, texts, owner, chunk=3)
@@ -150,6 +155,16 @@ def test_interval_covers_the_truth_and_knows_clusters():
     assert wide[1] - wide[0] > 1.8 * (high - low)
     assert interval(together, owner) == wide
     assert interval(torch.ones(10), list(range(10))) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("level, deviations", [(0.95, 1.96), (0.68, 0.994)])
+def test_interval_is_as_wide_as_its_level_says(level, deviations):
+    owner = torch.arange(300).repeat_interleave(2)
+    hits = (torch.rand(600, generator=torch.Generator().manual_seed(0)) < 0.3).double()
+    deviation = (hits.view(300, 2).mean(1).var() / 300).sqrt().item()
+    low, high = interval(hits, owner, level)
+    assert high - low == pytest.approx(2 * deviations * deviation, rel=0.07)
+    assert (low + high) / 2 == pytest.approx(hits.mean().item(), abs=0.1 * deviation)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -228,6 +243,12 @@ def test_reranking_by_hand():
     assert first.ranks.tolist() == [2, 1, 4]
     assert rerank(first, new, own[:, :2]).ranks.tolist() == [1, 2, 4]  # up, down, and not among the first two
     assert rerank(first, scores[:, :2], own[:, :2]).ranks.tolist() == [2, 1, 4]
+
+
+def test_ties_that_the_first_candidates_cut_through_are_those_left_behind_them():
+    scores, own = torch.tensor([[0.9, 0.5, 0.5, 0.5, 0.5, 0.1]]), torch.tensor([[False] * 3 + [True] + [False] * 2])
+    found = rerank(compare(scores, own), torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool))
+    assert found.ranks.item() == 4.5 and found.hits(4).item() == 0.5, "fourth or fifth: two of five were looked at"
 
 
 def test_reranking_a_collapsed_model_scores_chance():
