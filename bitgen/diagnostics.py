@@ -135,7 +135,7 @@ def activations(model: BitGen, batch: Batch) -> list[Activation]:
         model.vision.lean = False  # lean computing takes a block's weights and calls nothing that could be watched
         with undisturbed(model):
             image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, mask)
-            firsts = torch.searchsorted(batch.image_index, torch.arange(len(batch.image_ids), device=mask.device))
+            firsts = batch.firsts()
             mask = mask[firsts]
             model.fusion(image.tokens, text.tokens[firsts], mask)
             model.decode(batch.input_ids[firsts], model.context(image))
