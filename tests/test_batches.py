@@ -1,6 +1,7 @@
 """What a run is fed is the same wherever images live and whoever makes the batches."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ from bitgen.config import Config, DataConfig, OptimConfig, VisionConfig
 from bitgen.data import Batch, BatchSampler
 from bitgen.dataset import Dataset
 from bitgen.exits import Stop
+from bitgen.images import normalise
 from bitgen.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
@@ -76,6 +78,20 @@ def test_a_gpu_is_fed_by_workers(monkeypatch):
         config = Config(data=DataConfig(workers=workers), optim=OptimConfig(batch_size=12))
         assert list(Feed(prepared(), None, config, torch.device(device)).batches(0, 3)) == []
     assert made == [0, 4, 0, 2]
+
+
+def test_an_image_looks_otherwise_in_each_batch_and_process_and_as_it_is_without_augmentation():
+    pixels = torch.randint(0, 256, (1, 3, SIZE, SIZE), dtype=torch.uint8).repeat(4, 1, 1, 1)
+    batch = Batch(pixels, *[torch.zeros(4, dtype=torch.int64)] * 5)
+
+    def seen(number=0, rank=0, seed=0, augment="light"):
+        config = Config(data=DataConfig(augment=augment), optim=OptimConfig(batch_size=12), seed=seed)
+        return Feed(prepared(), None, config, CPU, rank, world=2).prepare(batch, number).pixel_values
+
+    whole, usual = normalise(pixels, VisionConfig.mean, VisionConfig.std), seen()
+    assert torch.equal(seen(), usual) and torch.equal(seen(augment="off"), whole)
+    looks = [whole, usual, seen(number=1), seen(rank=1), seen(seed=1)]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(looks, 2))
 
 
 def killed(i):
