@@ -107,6 +107,21 @@ def test_a_writer_may_put_files_beside_its_own(tmp_path):
         verify(folder)
 
 
+def test_what_has_its_name_is_on_the_disk(tmp_path, monkeypatch):
+    """Files and folder before they are renamed, the parent after it: a computer that goes off leaves all or nothing."""
+    done, calls = [], {name: getattr(os, name) for name in ("fsync", "rename", "replace")}
+    for name in calls:
+        monkeypatch.setattr(os, name, lambda first, *more, name=name: (
+            done.append(os.fstat(first).st_ino if name == "fsync" else name), calls[name](first, *more)))
+    folder = save(tmp_path, 1, writers(1))
+    inode = lambda path: path.stat().st_ino  # noqa: E731
+    files = [inode(folder / name) for name in ("metrics.json", "model.safetensors", MANIFEST)]
+    assert done == [*files, inode(folder), "rename", inode(tmp_path)]
+    done.clear()
+    publish(folder, ["metrics.json"], tmp_path)
+    assert done == [inode(tmp_path / "metrics.json"), "replace", inode(tmp_path)]
+
+
 def test_killed_at_every_point_of_a_save(tmp_path):
     def prepare(run):
         save(run, 1, writers(1))

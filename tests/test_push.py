@@ -16,6 +16,7 @@ from bitgen.config import HubConfig
 from bitgen.outbox import STATE
 from bitgen.push import Publisher, push_run
 from bitgen.repository import Limits
+from bitgen.upload import Job, Outcome
 
 
 def test_the_newest_and_the_best_stay_and_only_what_this_run_pushed_goes(hub, tmp_path):
@@ -141,6 +142,32 @@ def test_a_try_without_an_end_is_killed_and_made_again(hub, tmp_path):
     assert "no end after 3 s" in run.state.last["reason"] and run.state.last["kind"] == "transient"
     run.limits = PATIENT
     assert run.close(60).complete
+
+
+@pytest.mark.parametrize("asked, waited", [([0], 1), ([0, 0, 0], 4), ([30], 30), ([0, 0, 3], 4), ([5000], 100),
+                                           ([0] * 9, 100)])
+def test_tries_come_ever_later_or_as_the_hub_asks_but_within_the_limit(tmp_path, asked, waited):
+    run = publisher(tmp_path, limits=Limits(first_wait=1, longest_wait=100))
+    for wait in asked:
+        run._failed(tmp_path, Outcome("transient", "busy", wait))
+    assert waited - 0.5 < run._pause() <= waited
+    run.close(0)
+
+
+def test_files_go_the_plain_way_unless_the_user_wants_xet(tmp_path, monkeypatch):
+    wanted, run = [], publisher(tmp_path)
+
+    def refused(*_, env, **__):
+        wanted.append(env["HF_HUB_DISABLE_XET"])
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("bitgen.push.subprocess.Popen", refused)
+    for told in (None, "0"):
+        monkeypatch.delenv("HF_HUB_DISABLE_XET", raising=False) if told is None else monkeypatch.setenv(
+            "HF_HUB_DISABLE_XET", told)
+        assert run._ask(Job(REPO)) == Outcome("transient", "no process to push with: no more processes")
+    assert wanted == ["1", "0"]
+    run.close(0)
 
 
 def test_killing_the_pushing_process_loses_nothing_and_pushes_nothing_twice(hub, tmp_path):
