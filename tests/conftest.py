@@ -95,6 +95,28 @@ def hub(tmp_path, monkeypatch):
         set_client_factory(default_client_factory)  # closes connections, forgets time limits
 
 
+@pytest.fixture
+def quick_runs():
+    """Runs of this test draw nothing and validate on few scenes."""
+    from small_runs import quick
+
+    with quick():
+        yield
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A finished run of six steps with two checkpoints (see small_runs.py); not to be changed."""
+    from small_runs import config, quick
+
+    from bitgen.trainer import Trainer
+
+    folder = tmp_path_factory.mktemp("run")
+    with quick():
+        Trainer(config(folder)).fit()
+    return folder
+
+
 @pytest.fixture(scope="module")
 def painter():
     """An encoder that sees colours (see painted.py)."""

@@ -1,11 +1,15 @@
-"""Training runs of six steps that the tests of the trainer and of all around it share."""
+"""Training runs of six steps that the tests of the trainer and of all around it share (see `run` in conftest.py)."""
+
+import sys
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bitgen.cli import parse_config
+from bitgen.cli import main, parse_config
 from bitgen.dataset import SCENES
-from bitgen.trainer import Trainer
+from bitgen.randomness import repeatable
 
 TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
         "--optim.batch-size", "16", "--optim.max-steps", "6", "--optim.epochs", "4", "--log-every", "1",
@@ -17,28 +21,29 @@ def config(folder, *changes):
     return parse_config([*TINY, "--output-dir", str(folder), *changes])
 
 
-@pytest.fixture(scope="module", autouse=True, name="small")
-def few_to_validate():
-    """100 scenes to validate on: with 500, validation takes most of a short run's time."""
+@contextmanager
+def quick():
+    """Runs draw nothing and validate on 40 scenes, for either would take longer than their training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SCENES, "val", 100)
+        patch.setitem(SCENES, "val", 40)
+        patch.setattr("bitgen.boards.validated", lambda *_: None)
+        patch.setattr("bitgen.boards.finished", lambda *_: None)
+        patch.setattr("bitgen.card._draw", lambda *_: False)
         yield
 
 
-@pytest.fixture(scope="module", name="run")
-def finished_run(tmp_path_factory, small):
-    """A finished run of six steps, with all its pictures."""
-    folder = tmp_path_factory.mktemp("run")
-    Trainer(config(folder)).fit()
-    return folder
+def mute(trainer):
+    """The trainer with a journal and a meter that note nothing: for single steps, outside `fit`."""
+    trainer.journal = SimpleNamespace(bad={}, unreadable=lambda _: None, validated=lambda *_: None)
+    trainer.meter = SimpleNamespace(batch=lambda *_: nullcontext(), aside=nullcontext)
+    return trainer
 
 
-@pytest.fixture(autouse=True, name="plain")
-def undrawn(run, monkeypatch):
-    """Other runs draw nothing: it would take longer than their training."""
-    monkeypatch.setattr("bitgen.boards.validated", lambda *_: None)
-    monkeypatch.setattr("bitgen.boards.finished", lambda *_: None)
-    monkeypatch.setattr("bitgen.card._draw", lambda *_: False)
+def one_step(trainer, *batches):
+    """The report of a single training step, on the run's own first batches unless on these; nothing is logged."""
+    batches = iter(batches) if batches else trainer.feed.batches(0, trainer.config.optim.accumulation)
+    with repeatable(trainer.device):
+        return mute(trainer)._train_step(batches)
 
 
 def state_of(folder, step):
@@ -62,3 +67,8 @@ def steady(line):
     """A metrics line without what depends on the clock, on work done twice, or on what is drawn."""
     return {key: value for key, value in line.items()
             if key not in ("images_per_second", "hub_step") and not key.startswith(("cost/", "features/", "probe/"))}
+
+
+if __name__ == "__main__":  # `bitgen`, for processes of their own
+    with quick():
+        sys.exit(main())

@@ -7,17 +7,20 @@ import pytest
 import torch
 from conftest import tiny_model
 from PIL import Image
+from small_runs import config
 from tensorboard.backend.event_processing.event_accumulator import DEFAULT_SIZE_GUIDANCE, EventAccumulator
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from bitgen import boards, projector
 from bitgen.config import DataConfig, LossConfig
 from bitgen.data import open_data
+from bitgen.dataset import SCENES
 from bitgen.encoded import Gallery
 from bitgen.images import normalise
 from bitgen.logs import LAYOUT, RunLog, read_metrics
 from bitgen.probes import known_labels, probe
 from bitgen.tokenizer import Tokenizer
+from bitgen.trainer import Trainer
 
 CURVES = {"val_total": 1.0, "itm": 0.5, "itc": 1.0, "text": 2.0, "grad_norm": 1.0, "lr": 0.1}
 
@@ -70,6 +73,19 @@ def test_all_boards_can_be_read_back(validated):
     assert [row["step"] for row in rows] == [10, 20] and rows[0]["val_total"] == 1.0
     gap = (gallery.image_features.mean(0) - gallery.text_features.mean(0)).norm().item()
     assert rows[0]["features/gap"] == pytest.approx(gap) and "features/width" not in rows[0]
+
+
+def test_a_run_draws_after_each_validation_and_what_costs_more_once_at_its_end(tmp_path, monkeypatch, capsys):
+    """The first validation's pictures are only counted."""
+    asked, draw = [], boards.validated
+    monkeypatch.setitem(SCENES, "val", 40)
+    monkeypatch.setattr(boards, "validated", lambda log, step, *more: asked.append(step) or step == 2 and draw(
+        log, step, *more))
+    Trainer(config(tmp_path, "--optim.max-steps", "2", "--validate-every", "1")).fit()
+    shown = read(tmp_path)
+    assert asked == [1, 2] and {event.step for tag in shown.Tags()["images"] for event in shown.Images(tag)} == {2}
+    assert {"memory/slots", "attention/words", "loss/gradients", "loss/landscape"} <= set(shown.Tags()["images"])
+    assert (tmp_path / "curves.png").is_file() and "warning" not in capsys.readouterr().err
 
 
 def test_precision_of_matching_is_that_of_its_pairs(tmp_path):

@@ -7,44 +7,23 @@ import pytest
 import strangers
 import torch
 from conftest import same_weights
+from small_runs import config, differences, state_of
 
 from bitgen import checkpoint, wire
 from bitgen.checkpoint import verify
-from bitgen.cli import main, parse_config
+from bitgen.cli import main
 from bitgen.hub import load, pull, resolve_resume
 from bitgen.push import push_run
 from bitgen.trainer import Trainer
 
 REPO = "org/name"
+pytestmark = pytest.mark.usefixtures("quick_runs")
 NAMES = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(wire, "PAUSE", 0.01)
-
-
-TINY = ["--config", "scenes", "--config", "nano", "--data.scenes-train", "128", "--vision.image-size", "32",
-        "--optim.batch-size", "16", "--optim.max-steps", "6", "--optim.epochs", "4", "--log-every", "1",
-        "--save-every", "3", "--validate-every", "6", "--loss.queue", "64", "--loss.queue-start", "2",
-        "--loss.episode", "8"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run of six steps with two checkpoints."""
-    folder = tmp_path_factory.mktemp("run")
-    train("--output-dir", str(folder))
-    return folder
-
-
-def train(*settings):
-    """A run that draws nothing: it would take longer than its training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitgen.boards.validated", lambda *_: None)
-        patch.setattr("bitgen.boards.finished", lambda *_: None)
-        patch.setattr("bitgen.card._draw", lambda *_: False)
-        Trainer(parse_config([*TINY, *settings])).fit()
 
 
 @pytest.fixture
@@ -62,25 +41,11 @@ def test_a_run_that_is_pushed_and_taken_over_elsewhere_ends_in_the_same_bits(hub
     shutil.rmtree(here)
     source = resolve_resume(f"hub://{REPO}@main", elsewhere)
     assert source == elsewhere / "checkpoint-3"
-    train("--output-dir", str(elsewhere), "--resume", str(source))
+    Trainer(config(elsewhere, "--resume", str(source))).fit()
     assert (elsewhere / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-    ended, resumed = (torch.load(folder / "checkpoint-6/checkpoint-6.pt", weights_only=True) for folder in
-                      (run, elsewhere))
+    ended, resumed = state_of(run, 6), state_of(elsewhere, 6)
     for part in ("objective", "optimizer", "random"):
         assert differences(ended[part], resumed[part]) == []
-
-
-def differences(a, b, path=""):
-    """Places where two nested states differ in a single bit."""
-    if isinstance(a, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
-    if isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        return [found for i, (x, y) in enumerate(zip(a, b)) for found in differences(x, y, f"{path}/{i}")]
-    return [] if a == b else [path]
 
 
 def test_pulling_leaves_a_run_folder_that_verifies_and_loads(hub, run, pushed, tmp_path, capsys):

@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 from conftest import TOWER
-from small_runs import TINY, differences, few_to_validate, state_of, steady  # noqa: F401 - a fixture
+from small_runs import TINY, config, differences, state_of, steady
 
 from bitgen import accounting
 from bitgen.checkpoint import verify
 from bitgen.checks import CHECKS
-from bitgen.cli import main, parse_config
+from bitgen.cli import main
 from bitgen.exits import Stop
 from bitgen.facts import data_settings
 from bitgen.health import read_facts, read_history
@@ -25,19 +25,7 @@ from bitgen.tokenizer import Tokenizer
 from bitgen.trainer import Trainer
 
 REPO = "org/name"
-pytestmark = pytest.mark.timeout(600)  # each push is a process of its own
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    """Nothing is drawn."""
-    monkeypatch.setattr("bitgen.boards.validated", lambda *_: None)
-    monkeypatch.setattr("bitgen.boards.finished", lambda *_: None)
-    monkeypatch.setattr("bitgen.card._draw", lambda *_: False)
-
-
-def config(folder, *changes):
-    return parse_config([*TINY, "--output-dir", str(folder), *changes])
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("quick_runs")]  # each push is a process of its own
 
 
 def test_a_run_goes_on_elsewhere_from_the_hub_to_the_bit(hub, tmp_path, capsys, monkeypatch):

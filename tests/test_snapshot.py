@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from small_runs import config, differences, few_to_validate, finished_run, state_of, steady, undrawn  # noqa: F401 - fixtures
+from small_runs import config, differences, state_of, steady
 
 from bitgen import checkpoint, snapshot
 from bitgen.exits import Stop
@@ -18,6 +18,8 @@ from bitgen.images import BadImage
 from bitgen.journal import Journal
 from bitgen.logs import METRICS, read_metrics
 from bitgen.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def taken(trainer):
