@@ -55,11 +55,23 @@ def page(demo):
         yield page
 
 
+@pytest.fixture(scope="module")
+def answered(page):
+    """Whatever a test has sent in all its cases: before the next test begins a visitor is answered."""
+    sent = [None]
+
+    def next_is(test):
+        if test != sent[-1]:
+            assert page.event("ask", None, None, "a red ring", None, "", 0.5, *ASKED), f"no answer after {sent[-1]}"
+            sent.append(test)
+
+    yield next_is
+    next_is(None)
+
+
 @pytest.fixture(autouse=True)
-def unharmed(page):
-    """Whatever a test sends: afterwards the next visitor is answered."""
-    yield
-    assert page.event("ask", None, None, "a red ring", None, "", 0.5, *ASKED)
+def unharmed(request, answered):
+    answered(request.node.originalname)
 
 
 def png(width, height, data=b"", extra=b""):
