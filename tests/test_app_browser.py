@@ -20,7 +20,9 @@ playwright = pytest.importorskip("playwright.sync_api", reason="NO BROWSER TESTS
 
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 PATIENCE = 180_000  # milliseconds: a guard against hanging, not a promise
-LOOKS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
+LOOKS = [(1440, "light"), (390, "dark"), (1440, "dark"), (390, "light")]
+TABS = {"Caption and match": "#another", "Memory": "#slots label", "Map": "#map .dot", "Training": "#curves [role=img]",
+        "Compare": "#compare-go"}
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 COUNT = 24
 STREAMS = ("queue/data", "upload_progress")  # the page itself breaks these off: when it closes, when a file is there
@@ -123,7 +125,7 @@ def tab(page, title):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("width, theme", LOOKS)
+@pytest.mark.parametrize("width, theme", LOOKS[:2])
 def test_a_visitor_goes_through_every_tab(visit, address, width, theme):
     page, look = visit(address, width, theme), f"{width}-{theme}"
     for part in (searches, captions, remembers, maps, reads_the_training, compares):
@@ -243,6 +245,18 @@ def compares(page, look):
     page.locator("#compare-second .thumbnail-item").first.wait_for()
     assert page.evaluate(CUT) == [], "headers are read whole, on a phone too"
     settle(page, f"compare-{look}")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("width, theme", LOOKS[2:])
+def test_every_tab_opens_in_the_other_looks(visit, address, width, theme):
+    page = visit(address, width, theme)
+    page.locator("#results .thumbnail-item").first.wait_for()
+    settle(page, f"search-{width}-{theme}")
+    for title, part in TABS.items():
+        tab(page, title)
+        page.locator(part).first.wait_for(state="attached")
+        settle(page, f"{title.split()[0].lower()}-{width}-{theme}")
 
 
 # Ways aside from it -----------------------------------------------------------------------------------------
