@@ -15,11 +15,13 @@ from bitgen.logs import read_metrics
 
 
 def launched(folder, *changes):
-    """`bitgen train` on two processes of one thread each, as torchrun starts it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "bitgen",
-               "train", *TINY, "--output-dir", str(folder), "--optim.batch-size", "8", "--validate-every", "100",
-               "--optim.accumulation", "2", "--save-every", "2", "--optim.max-steps", "10", *changes]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    """`bitgen train` on two processes of one thread each, as torchrun starts it; quick (see `small_runs.quick`)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               "-m", "small_runs", "train", *TINY, "--output-dir", str(folder), "--optim.batch-size", "8",
+               "--validate-every", "100", "--optim.accumulation", "2", "--save-every", "2", "--optim.max-steps", "10",
+               *changes]
+    places = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
