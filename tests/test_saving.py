@@ -28,9 +28,8 @@ REPO = "org/name"
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("quick_runs")]  # each push is a process of its own
 
 
-def test_a_run_goes_on_elsewhere_from_the_hub_to_the_bit(hub, tmp_path, capsys, monkeypatch):
-    whole, here, there = tmp_path / "whole", tmp_path / "here", tmp_path / "there"
-    Trainer(config(whole)).fit()
+def test_a_run_goes_on_elsewhere_from_the_hub_to_the_bit(hub, run, tmp_path, capsys, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_validated", lambda self: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stop) as stop:
@@ -41,10 +40,10 @@ def test_a_run_goes_on_elsewhere_from_the_hub_to_the_bit(hub, tmp_path, capsys, 
     capsys.readouterr()
     Trainer(config(there, "--resume", f"hub://{REPO}", "--hub.repo", REPO)).fit()
     assert f"{REPO} on the Hub holds checkpoint-6" in capsys.readouterr().err
-    assert differences(state_of(whole, 6), state_of(there, 6)) == ["/progress/pushed", "/metrics"]
-    assert (whole / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
-    assert [steady(line) for line in read_metrics(whole)] == [steady(line) for line in read_metrics(there)]
-    costs = [accounting.read(folder) for folder in (whole, there)]
+    assert differences(state_of(run, 6), state_of(there, 6)) == ["/progress/pushed", "/metrics"]
+    assert (run / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
+    assert [steady(line) for line in read_metrics(run)] == [steady(line) for line in read_metrics(there)]
+    costs = [accounting.read(folder) for folder in (run, there)]
     assert [cost["samples"] for cost in costs] == [96, 96] and [cost["sessions"] for cost in costs] == [1, 2]
     files = hub.files(REPO)
     assert files["model.safetensors"] == (there / "model.safetensors").read_bytes()
