@@ -58,6 +58,16 @@ def test_contrast_of_the_batch_equals_a_loop():
     assert task(batch)[0]["itc"].item() == pytest.approx(slow_contrast(task.model, batch), rel=1e-4)
 
 
+def test_contrast_is_reckoned_in_float32_under_autocast():
+    """In bf16 logits near 100 lie half a unit apart."""
+    task, batch = objective(queue=0), tiny_batch()
+    image, text = task.model.image_tokens(batch.pixel_values), task.model.text_tokens(batch.input_ids,
+                                                                                     batch.attention_mask)
+    exact = task.score(image, text, batch)[0]["itc"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(task.score(image, text, batch)[0]["itc"], exact)
+
+
 @pytest.mark.parametrize("momentum, keys", [(0.0, "momentum"), (0.995, "momentum"), (0.995, "online")])
 def test_contrast_with_queue_equals_a_loop(momentum, keys):
     """Same images and equal captions stand in the batch and in the queue."""
