@@ -146,6 +146,18 @@ def test_text_and_memory_losses_equal_a_loop_over_images_and_tokens(episode, lef
     assert losses["memory_kl"].item() == pytest.approx(sum(kl) / len(kl), rel=1e-3, abs=1e-6)
 
 
+def test_the_memory_is_read_by_images_alone(monkeypatch):
+    """Also where the words agree with the image, so that the key of the two is another than the image's."""
+    task, batch, calls = objective(episode=24), tiny_batch(), []
+    monkeypatch.setattr("bitgen.objective.read", spied(M.read, calls))
+    image = task.model.image_tokens(batch.pixel_values)
+    text = task.model.text_tokens(batch.input_ids, batch.attention_mask)
+    near = unit(image.feature[batch.image_index] + 0.1 * torch.randn_like(text.feature))
+    task.score(image, text._replace(feature=near), batch)
+    [((_, address, _), _)] = calls
+    torch.testing.assert_close(address, task.model.memory.address(image.feature)[None])
+
+
 def test_the_contrast_may_see_fewer_captions_than_the_decoder():
     """Contrast, matching and what is written are those of the first captions; the decoder is taught all."""
     few, many, batch = objective(contrast_captions=1), objective(), tiny_batch(full=True)
