@@ -356,6 +356,22 @@ def test_rotation_deletes_nothing_before_the_new_one_verified(tmp_path):
     assert steps(tmp_path) == {1, 2}
 
 
+def test_rotation_waits_until_the_new_one_has_its_name(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(tmp_path, step, writers(step))
+    rename = os.rename
+
+    def refused(source, target):
+        if target == tmp_path / "checkpoint-3":
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save(tmp_path, 3, writers(3), keep=2)
+    assert steps(tmp_path) == {1, 2}
+
+
 def test_rotation_leaves_what_is_not_ours(tmp_path):
     foreign = tmp_path / "checkpoint-50"
     foreign.mkdir()
