@@ -26,8 +26,7 @@ from PIL import Image
 
 from app import limits
 from app.models import Loaded
-from bitgen.cache import cache_folder
-from bitgen.config import DataConfig
+from bitgen.config import DataConfig, cache_folder
 from bitgen.dataset import Dataset, open_data, sources
 from bitgen.gallery import Pictures, data_or_images, of_data, of_files
 from bitgen.images import BadImage, safe_open_image

@@ -22,7 +22,7 @@ from app.gallery import Gallery, Progress, silent
 from app.models import View
 from app.search import Query, query_feature
 from bitgen import projection, retrieval
-from bitgen.cache import cache_folder
+from bitgen.config import cache_folder
 
 Method = Literal["pca", "umap"]
 By = Literal["kind", "words", "slot", "rank"]

@@ -26,13 +26,6 @@ CHUNK = 256
 MISSING = os.strerror(errno.ENOENT)
 
 
-def cache_folder(setting: str | None) -> Path:
-    """The folder of prepared pixels: the setting, else `bitgen` under XDG_CACHE_HOME or `~/.cache`."""
-    if setting:
-        return Path(setting).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgen"
-
-
 class PixelCache:
     """The prepared pixels of one listing at one size."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -341,6 +342,13 @@ def located(value: Any, here: Any) -> Any:
     if isinstance(value, dict):
         return {key: located(inner, here.get(key) if isinstance(here, dict) else None) for key, inner in value.items()}
     return here if portable(here) == value else value
+
+
+def cache_folder(setting: str | Path | None) -> Path:
+    """The folder of what is made once: the setting, else `bitgen` under XDG_CACHE_HOME or `~/.cache`."""
+    if setting:
+        return Path(setting).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitgen"
 
 
 def preset_names() -> list[str]:

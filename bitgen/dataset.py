@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bitgen.cache import PixelCache, cache_folder, calls, check_bad
-from bitgen.config import DataConfig
+from bitgen.cache import PixelCache, calls, check_bad
+from bitgen.config import DataConfig, cache_folder
 from bitgen.formats import find_splits
 from bitgen.images import BadImage, picture, safe_open_image, to_uint8
 from bitgen.listing import SPLITS, Listing, Splits, digest

@@ -7,7 +7,7 @@ from pathlib import Path
 from bitgen.annotations import coco_splits, csv_splits, karpathy_splits
 from bitgen.config import DataConfig
 from bitgen.listing import Splits
-from bitgen.shards import parquet_splits
+from bitgen.parquet import parquet_splits
 from bitgen.webdataset import webdataset_splits
 
 # A file is of the first layout whose pattern it matches, a folder of the first that it holds files of. Shards come

@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 
 from bitgen.arguments import parse, placed
+from bitgen.export import export
 from bitgen.gallery import find
 from bitgen.hub import load
 from bitgen.index import Index
-from bitgen.parquet import export
 from bitgen.processes import launched
 from bitgen.query import Encoder, mix, rerank
 from bitgen.tokenizer import clean

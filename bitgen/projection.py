@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitgen.config import cache_folder
+
 FEWEST = 16  # points below which UMAP's neighbourhoods mean nothing
 NEIGHBOURS, SPREAD = 15, 0.1  # UMAP's n_neighbors and min_dist
 VERSION = 1  # of what the cache holds
@@ -67,7 +69,7 @@ def project(features: Tensor | np.ndarray, method: str = "pca", seed: int = 0, c
     """Features (N, D) in the plane by `method`, `pca` or `umap` (cosine distances).
 
     UMAP gives way to PCA below 16 points and where it is not installed; `say` is told so, and before waiting.
-    `cache` is `~/.cache/bitgen` unless given. Raises `ValueError` for another method, and as `pca` does.
+    `cache` is that of all data unless given. Raises `ValueError` for another method, and as `pca` does.
     """
     if method not in ("pca", "umap"):
         raise ValueError(f"method: expected 'pca' or 'umap', got {method!r}")
@@ -75,7 +77,7 @@ def project(features: Tensor | np.ndarray, method: str = "pca", seed: int = 0, c
     if method == "umap" and len(features) < FEWEST:
         reason = f"UMAP needs at least {FEWEST} points and has {len(features)}: PCA instead"
     elif method == "umap":
-        points = _umap(features.float().numpy(), seed, Path(cache or "~/.cache/bitgen").expanduser(), say)
+        points = _umap(features.float().numpy(), seed, cache_folder(cache), say)
         if points is not None:
             return Projection(points, "umap", f"UMAP of {len(points):,} points, seed {seed}: near means alike; "
                                               "distances between clusters and the axes mean nothing")
@@ -115,7 +117,9 @@ def _umap(features: np.ndarray, seed: int, cache: Path, say: Callable[[str], Non
         return None
     model = UMAP(n_neighbors=min(NEIGHBOURS, len(features) - 1), min_dist=SPREAD, metric="cosine", random_state=seed,
                  n_jobs=1)
+    threads = torch.get_num_threads()
     points = np.asarray(model.fit_transform(features), dtype=np.float32)
+    torch.set_num_threads(threads)  # UMAP gives itself all cores, and torch with it: later training would differ
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npy")
     np.save(unfinished, points)

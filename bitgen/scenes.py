@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bitgen.config import cache_folder
 from bitgen.scene_words import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, attributes_right, write_captions
 
 __all__ = ["HELD_OUT", "VERSION", "Scenes", "attributes_right", "render"]
@@ -83,10 +84,10 @@ def render(split: str, count: int, seed: int = 0, size: int = 64, cache: str | P
 
     The first n of a longer set are the set of n. Train and val follow one distribution; no two scenes of val, or of
     test, share objects (colour, shape) and relation, so that a caption identifies its image. `cache` is
-    `~/.cache/bitgen` unless given. Raises `ValueError` for an unknown split or a count, seed or size out of range.
+    that of all data unless given. Raises `ValueError` for an unknown split or a count, seed or size out of range.
     """
     _check(split, count, seed, size)
-    folder = Path(cache or "~/.cache/bitgen").expanduser()
+    folder = cache_folder(cache)
     stem = f"scenes-v{VERSION}-{split}-{count}-seed{seed}-{size}px"
     pixels, texts = folder / f"{stem}.npy", folder / f"{stem}.json"
     if not (pixels.is_file() and texts.is_file()):

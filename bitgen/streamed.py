@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bitgen.cache import PixelCache, cache_folder, check_bad
-from bitgen.config import DataConfig
+from bitgen.cache import PixelCache, check_bad
+from bitgen.config import DataConfig, cache_folder
 from bitgen.images import BadImage, picture
 from bitgen.listing import (
     CAPTION_COLUMNS,

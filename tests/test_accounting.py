@@ -206,7 +206,7 @@ def test_the_file_is_whole_at_any_moment(tmp_path, monkeypatch):
     meter = Meter(tmp_path)
     meter.scalars()
     before = (tmp_path / "accounting.json").read_text()
-    monkeypatch.setattr(accounting.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
+    monkeypatch.setattr("bitgen.checkpoint.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
     meter.scalars()
     assert (tmp_path / "accounting.json").read_text() == before and json.loads(before)
     assert [path.name for path in tmp_path.iterdir()] == ["accounting.json"]

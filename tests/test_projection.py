@@ -82,13 +82,16 @@ def test_umap_is_asked_once_for_the_same_content(monkeypatch, tmp_path):
             asked.append(settings)
 
         def fit_transform(self, features):
+            torch.set_num_threads(threads + 1)  # as the real one does
             return np.full((len(features), 2), len(asked), dtype=np.float32)
 
+    threads = torch.get_num_threads()
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Counting))
     said = []
     first = project(cloud(), "umap", cache=tmp_path, say=said.append)
     again = project(cloud().double(), "umap", cache=tmp_path, say=said.append)
     assert first.method == "umap" and np.array_equal(first.points, again.points)
+    assert torch.get_num_threads() == threads, "a run that is trained afterwards is the same to the bit"
     assert asked == [{"n_neighbors": 15, "min_dist": 0.1, "metric": "cosine", "random_state": 0, "n_jobs": 1}]
     assert len(said) == 1 and "up to a minute" in said[0]
     changed = cloud()

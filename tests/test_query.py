@@ -11,8 +11,8 @@ from painted import COLOUR_PAIRS, painted
 
 from bitgen import cli
 from bitgen.config import VisionConfig
+from bitgen.export import export
 from bitgen.index import Index
-from bitgen.parquet import export
 from bitgen.processing import Processor
 from bitgen.query import Encoder, fingerprint
 from bitgen.tokenizer import Tokenizer

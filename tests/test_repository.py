@@ -28,7 +28,7 @@ ORDER = """
     drawing figures feature_figures memory_figures network_figures data_figures page
     images scene_words scenes transformer memory
     lean vision text generation fusion tokenizer
-    folders listing shards webdataset annotations formats cache streamed dataset
+    folders listing parquet webdataset annotations formats cache streamed dataset
     processing cooccurrence negatives data prepare
     model
     matching
@@ -38,7 +38,7 @@ ORDER = """
     repository upload outbox push
     optimizer diagnostics attention grounding geometry probes slots mistakes
     randomness strict_json admission wire download hub
-    catalogue engine store gallery query indexing index parquet index_commands
+    catalogue engine store gallery query indexing index export index_commands
     boards batches validation journal signals setup snapshot saving trainer
     case report cli __main__
 """.split()

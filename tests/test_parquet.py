@@ -14,8 +14,8 @@ from layouts import (
 
 from bitgen.data import open_data
 from bitgen.images import BadImage
+from bitgen.parquet import read_parquet
 from bitgen.prepare import check
-from bitgen.shards import read_parquet
 
 
 def path_rows(path, names, alone):
