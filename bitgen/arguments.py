@@ -1,4 +1,4 @@
-"""Command lines: options as a dataclass, and one line for a word that is none of those that there are.
+"""Command lines: options as a dataclass, one line for a word that is none of those that there are, files to write.
 
 tyro reads them. It prints a box of up to ten lines for what it refuses, and names what is nearest only where that is
 very near; commands, settings and choices are therefore looked at before.
@@ -6,11 +6,13 @@ very near; commands, settings and choices are therefore looked at before.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import types
 import typing
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
@@ -19,11 +21,16 @@ from bitgen.config import nearest
 
 OWN = ("-h", "--help", "--tyro-")
 """How tyro's own settings begin."""
+PICTURES = ("sheet", "picture")
+"""Settings that name a picture to write."""
 
 
 def placed(kind: Any, name: str) -> Any:
     """The type of an argument that is told by its place, and what help calls it."""
     return tyro.conf.Positional[Annotated[kind, tyro.conf.arg(metavar=name)]]
+
+
+RUN = placed(str, "RUN")
 
 
 def parse(options: type | dict[str, type], prog: str, argv: Sequence[str], **more: Any) -> Any:
@@ -67,6 +74,37 @@ def check_settings(known: dict[str, Any], prog: str, argv: Sequence[str]) -> Non
         if choices and value not in choices and (given or not value.startswith("--")):
             refuse(f"{flag}: expected one of {', '.join(choices)}, got {value!r}; "
                    f"did you mean {nearest(value, choices)!r}?")
+
+
+def check_files(**options: str | None) -> None:
+    """Raise `ValueError` for a file that cannot be written: before the work, not after it. Makes their folders."""
+    for name, path in options.items():
+        try:
+            if path is not None:
+                _check_file(Path(path), name in PICTURES)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--{name} {path}: cannot be written: {error}") from None
+
+
+def _check_file(path: Path, picture: bool) -> None:
+    """Raise `OSError` or `ValueError` where `path` cannot be written; what stands there stays as it is."""
+    from bitgen.drawing import check_suffix
+
+    if picture:
+        check_suffix(path)
+    if path.is_dir():
+        raise ValueError("it is a folder; name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.touch()
+        path.unlink(missing_ok=True)
+    elif not os.access(path, os.W_OK):
+        raise ValueError("it is read-only")
+
+
+def write(path: str, text: str) -> None:
+    """Write a text and the end of its last line. Raises `OSError`."""
+    Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def refuse(reason: str) -> NoReturn:

@@ -114,10 +114,11 @@ def settings(run_folder: str | Path) -> Config:
     if not path.is_file():
         raise ValueError(f"{path.parent}: no run here, run.json is missing; expected the folder that `bitgen train` "
                          "wrote")
+    values = facts.read_settings(path)
     try:
-        return from_dict(Config, facts.read_settings(path))
+        return from_dict(Config, values)
     except ValueError as error:
-        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 def data_name(root: str) -> str:

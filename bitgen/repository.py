@@ -22,6 +22,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import hf_raise_for_status
 
+from bitgen.checkpoint import file_digest
+
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 BESIDE = "beside them"
@@ -143,8 +145,7 @@ def same(path: Path, remote: RepoFile | None) -> bool:
     if remote is None or path.stat().st_size != remote.size:
         return False
     if remote.lfs is not None:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == remote.lfs.sha256
+        return file_digest(path) == remote.lfs.sha256
     return blob_id(path.read_bytes()) == remote.blob_id
 
 

@@ -191,16 +191,21 @@ def _class(model_type: str | None, where: str) -> type[PreTrainedModel]:
     return getattr(transformers, CLASSES[model_type])
 
 
+def _location(source: str) -> str:
+    """The folder of an encoder, or its Hub id as it is."""
+    path = Path(source).expanduser()
+    return str(path) if path.is_dir() else source
+
+
 def _read(source: str) -> PreTrainedModel:
     """The encoder in a folder or Hub repository, in float32, every weight of it loaded."""
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
     where = f"vision.pretrained {source!r}"
-    path = Path(source).expanduser()
-    if not path.is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
+    location = _location(source)
+    if not Path(location).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
         raise ValueError(f"{where}: no such folder, and no Hub id such as facebook/dinov2-small")
-    location = str(path) if path.is_dir() else source
     try:
         model_type = AutoConfig.from_pretrained(location).model_type
     except (OSError, ValueError) as error:
@@ -222,10 +227,8 @@ def _normalisation(source: str) -> dict[str, tuple]:
     from transformers.utils import cached_file
 
     where = f"vision.pretrained {source!r}"
-    path = Path(source).expanduser()
     try:
-        file = cached_file(str(path) if path.is_dir() else source, "preprocessor_config.json",
-                           _raise_exceptions_for_missing_entries=False)
+        file = cached_file(_location(source), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         values = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
         found = {name: tuple(map(float, values[key])) for name, key in (("mean", "image_mean"), ("std", "image_std"))
                  if key in values}

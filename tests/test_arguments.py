@@ -5,6 +5,7 @@ import pytest
 from layouts import csv_file
 
 from bitgen import cli
+from bitgen.arguments import check_files
 from bitgen.cli import main
 
 
@@ -108,7 +109,7 @@ def test_a_file_that_cannot_be_written_is_named_before_the_work(tmp_path, comman
 
 def test_trying_whether_a_file_can_be_written_leaves_what_is_there(tmp_path):
     (tmp_path / "old.json").write_text("as it was")
-    cli._check_files(json=str(tmp_path / "old.json"), out=str(tmp_path / "new" / "page.html"), sheet=None)
+    check_files(json=str(tmp_path / "old.json"), out=str(tmp_path / "new" / "page.html"), sheet=None)
     assert (tmp_path / "old.json").read_text() == "as it was" and not list((tmp_path / "new").iterdir())
 
 

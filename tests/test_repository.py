@@ -24,8 +24,8 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(en
 
 # A module imports only what stands before it. Where a new one belongs is a decision: it is written down here.
 ORDER = """
-    config ranges arguments bitlinear losses retrieval projection
-    drawing figures feature_figures memory_figures network_figures data_figures page
+    config ranges bitlinear losses retrieval projection
+    drawing figures feature_figures memory_figures network_figures data_figures page arguments
     images scene_words scenes transformer memory
     lean vision text generation fusion tokenizer
     folders listing parquet webdataset annotations formats cache streamed dataset
@@ -40,7 +40,7 @@ ORDER = """
     randomness strict_json admission wire download hub
     catalogue engine store gallery query indexing index export index_commands
     boards batches validation journal signals setup snapshot saving trainer
-    case report cli __main__
+    case report data_commands hub_commands run_commands cli __main__
 """.split()
 
 # What takes seconds to import, or belongs to an extra, is imported by the function that needs it.
