@@ -49,9 +49,10 @@ clean: ## removes .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find bitgen tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp for each set of extras: a target installs what it needs, once, and again when the lists change.
+# One stamp for each set of extras: a target installs what it needs, once, and again when the lists change. Python compiles
+# the modules that it imports; to let pip compile all of them takes as long as installing them.
 $(VENV)/with-%: pyproject.toml constraints.txt $(RUN)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(if $(filter-out core,$*),[$*])'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.$(if $(filter-out core,$*),[$*])'
 	@touch $@
 
 # A browser for the app's tests: an installed Chromium, else Debian's (as root), else Playwright's own. Where none can be
@@ -66,3 +67,4 @@ $(VENV)/browser: $(RUN) | $(VENV)/with-dev,viz,data,app,index,notebooks
 $(RUN):
 	@test -n "$(PYTHON)" || { echo "BitGen needs Python 3.11 or newer on the PATH (or make PYTHON=/path/to/python3.11)" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV) || { echo "$(PYTHON) lacks its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+	$(RUN) -m pip install --quiet --disable-pip-version-check pip==26.1.2  # Python 3.11's own takes half as long again

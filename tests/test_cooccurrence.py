@@ -63,7 +63,7 @@ def test_a_width_beyond_the_vocabulary_and_a_single_image_are_no_trouble(tokeniz
     assert token_embedding(CAPTIONS[:1], tokenizer, 512, 16).isfinite().all()
 
 
-def test_a_run_begins_with_them_and_repeats(tmp_path):
+def test_a_run_begins_with_them_and_repeats(tmp_path, quick_runs):
     still = ["train", "--config", "scenes", "--config", "nano", "--data.scenes-train", "64", "--optim.batch-size", "32",
              "--vision.image-size", "32", "--optim.lr", "0", "--optim.decoder-lr", "0", "--optim.max-steps", "1",
              "--loss.momentum", "0"]

@@ -144,7 +144,8 @@ def test_a_model_that_never_learned_looks_bad(text):
     assert recall < 0.15 and "chance 0.025" in text
 
 
-def test_a_model_without_memory_history_and_settings_has_a_page_too(run, tmp_path):
+def test_a_model_without_memory_history_and_settings_has_a_page_too(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Line))
     bare = tmp_path / "bare"
     shutil.copytree(run / "checkpoint-20", bare)
     settings = json.loads((bare / "config.json").read_text())
