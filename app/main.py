@@ -7,12 +7,12 @@ How a tab is added
    loaded: `bench.model` then raises). They take and return plain values, pictures and arrays; they raise `ValueError`
    with a message for the visitor. Nothing of a visitor goes into a module or into `bench`: it goes into `gr.State`.
    Tests call them directly (`tests/test_app.py`).
-2. `app/pages/<tab>.py`: `TITLE`, `ID` and `build(shell)`, which lays out components and wires events; it runs inside
-   the `gr.Tab`. Events: `event(plain(function), inputs, outputs, **ASK)`, or `**LOAD` with `progress=gr.Progress()` for
-   what takes seconds. `plain` shows `ValueError`s as text. A callback of `ASK` is called once more where a model or
-   gallery that it asked `bench` for had to be loaded first: it changes nothing before that. `shell.view.change(...)`
-   fills the tab when the page opens and when another checkpoint or gallery was chosen; what is expensive waits for the
-   tab's own `select`.
+2. `app/pages/<tab>.py`: `TITLE`, `ID` and `Page(shell)`, made inside the `gr.Tab`: methods that lay out components,
+   those that events call, and last those that wire them: `event(plain(self.method), inputs, outputs, **ASK)`, or
+   `**LOAD` with `progress=gr.Progress()` for what takes seconds. `plain` shows `ValueError`s as text. A callback of
+   `ASK` is called once more where a model or gallery that it asked `bench` for had to be loaded first: it changes
+   nothing before that. `shell.view.change(...)` fills the tab when the page opens and when another checkpoint or
+   gallery was chosen; what is expensive waits for the tab's own `select`.
 3. The module's place in `PAGES` below.
 
 Nothing a visitor typed goes into `gr.HTML` or `gr.Markdown` unless `html.escape`d; lists of it are a `gr.Dataframe` or
@@ -75,9 +75,9 @@ def build_app(run: str | None = None, gallery: str | None = None, runs: str = "r
                 shell = Shell(bench, view, query, wanted, tabs)
                 for page in PAGES:
                     with gr.Tab(page.TITLE, id=page.ID):
-                        page.build(shell)
+                        page.Page(shell)
         with panel:
-            choose.build(shell, status, recent)
+            choose.Panel(shell, status, recent)
 
         def first(progress=gr.Progress()):  # noqa: B008 - gradio's way
             if bench.start is None:

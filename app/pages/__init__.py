@@ -1,4 +1,4 @@
-"""The tabs' layout, one file each with `TITLE` and `build(shell)`. What they share stands here."""
+"""The tabs' layout, one file each with `TITLE`, `ID` and `Page(shell)`. What they share stands here."""
 
 from __future__ import annotations
 

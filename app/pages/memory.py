@@ -14,55 +14,73 @@ from app.pages.figure import figure
 TITLE, ID = "Memory", "memory"
 
 
-def build(shell: Shell) -> None:
+class Page:
     """Writing on top, what it changes below it; then the slots, what each stands for, and how alike they are."""
-    bench, view, query = shell.bench, shell.view, shell.query
-    edits = gr.State(Edits())
-    gr.Markdown("### Tell it something\nA picture with words becomes a fact in the memory. It stays in your session; "
-                "the model and other visitors never see it.")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=260):
-            image = picture(230, "fact-picture")
-            words = gr.Textbox(label="Words", placeholder="my neighbour's red ring", lines=1, max_lines=3,
-                               max_length=memory.WORDS, elem_id="fact-words")
-            with gr.Row(elem_classes="actions"):
-                write = gr.Button("Write", variant="primary", size="sm", min_width=80, elem_id="write")
-                ask = gr.Button("Only ask", size="sm", min_width=80, elem_id="ask")
-                example = gr.Button("An example", size="sm", min_width=80, elem_id="example-fact")
-        with gr.Column(scale=3, min_width=280):
-            with gr.Row():
-                sides = [_side(name) for name in ("Before", "After")]
-            note = gr.Markdown(elem_classes="quiet", elem_id="memory-note")
-    facts = gr.Radio([], label="Facts, as they come back when their picture is shown", elem_id="facts",
-                     visible=False)
-    with gr.Row(elem_classes="actions"):
-        forget = gr.Button("Forget the chosen", size="sm", min_width=80, elem_id="forget", interactive=False)
-        undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo", interactive=False)
-        save = gr.Button("Prepare a download", size="sm", min_width=80, elem_id="save")
-        file = gr.DownloadButton("Download memory.safetensors", size="sm", visible=False, elem_id="memory-file")
-    with gr.Row(visible=bench.save_to is not None, equal_height=False, elem_id="keep"):
-        name = gr.Textbox(label="Name of a new folder", placeholder="with-my-facts", lines=1, max_lines=1,
-                          max_length=64, scale=2, min_width=200, elem_id="keep-name")
-        keep = gr.Button("Save the model with this memory", size="sm", min_width=80, elem_id="keep-button")
-        kept = gr.Textbox(label="Saved as", interactive=False, lines=1, scale=3, min_width=200, elem_id="kept")
-    gr.Markdown("### Its slots")
-    by = gr.Radio([(title, way) for way, title in slots.WAYS.items()], value="usage", label="Show", elem_id="slots-by")
-    fills = gr.HTML(elem_classes="unseen")
-    grid = gr.Radio([], label="Slots: choose one to see what it stands for", elem_id="slots")
-    slots_note = gr.Markdown(elem_classes="quiet", elem_id="slots-note")
-    said = gr.Markdown("Choose a slot.", elem_classes="quiet", elem_id="slot-said")
-    pictures = gr.Gallery(label="Pictures that use this slot most", columns=6, object_fit="contain",
-                          allow_preview=False, height="auto", show_label=False, buttons=[], visible=False,
-                          elem_id="slot-pictures", elem_classes=["results", "pixelated"])
-    with gr.Accordion("How much does it hold?", open=False, elem_id="capacity") as full:
-        holds = gr.Markdown(WAIT, elem_classes="quiet", elem_id="capacity-line")
-        curve = gr.HTML(label="Facts that come back first, by how many were written")
-    with gr.Accordion("How alike are the slots?", open=False, elem_id="alike") as alike:
-        alike_line = gr.Markdown(WAIT, elem_classes="quiet")
-        drawn = gr.HTML(label="Similarity between slots")
 
-    def listed(view, edits):
-        rows, edits = memory.read_back(bench, view, edits), memory.of(bench, view, edits)
+    def __init__(self, shell: Shell):
+        self.bench, self.view, self.query = shell.bench, shell.view, shell.query
+        self.edits = gr.State(Edits())
+        self._telling()
+        self._keeping()
+        self._slots()
+        self._wire_facts()
+        self._wire_slots()
+
+    def _telling(self) -> None:
+        """Where something is told, and what that changes."""
+        gr.Markdown("### Tell it something\nA picture with words becomes a fact in the memory. It stays in your "
+                    "session; the model and other visitors never see it.")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=260):
+                self.image = picture(230, "fact-picture")
+                self.words = gr.Textbox(label="Words", placeholder="my neighbour's red ring", lines=1, max_lines=3,
+                                        max_length=memory.WORDS, elem_id="fact-words")
+                with gr.Row(elem_classes="actions"):
+                    self.write = gr.Button("Write", variant="primary", size="sm", min_width=80, elem_id="write")
+                    self.ask = gr.Button("Only ask", size="sm", min_width=80, elem_id="ask")
+                    self.example = gr.Button("An example", size="sm", min_width=80, elem_id="example-fact")
+            with gr.Column(scale=3, min_width=280):
+                with gr.Row():
+                    self.sides = [_side(name) for name in ("Before", "After")]
+                self.note = gr.Markdown(elem_classes="quiet", elem_id="memory-note")
+
+    def _keeping(self) -> None:
+        """What was told, and how it is kept."""
+        self.facts = gr.Radio([], label="Facts, as they come back when their picture is shown", elem_id="facts",
+                              visible=False)
+        with gr.Row(elem_classes="actions"):
+            self.forget = gr.Button("Forget the chosen", size="sm", min_width=80, elem_id="forget", interactive=False)
+            self.undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo", interactive=False)
+            self.save = gr.Button("Prepare a download", size="sm", min_width=80, elem_id="save")
+            self.file = gr.DownloadButton("Download memory.safetensors", size="sm", visible=False,
+                                          elem_id="memory-file")
+        with gr.Row(visible=self.bench.save_to is not None, equal_height=False, elem_id="keep"):
+            self.name = gr.Textbox(label="Name of a new folder", placeholder="with-my-facts", lines=1, max_lines=1,
+                                   max_length=64, scale=2, min_width=200, elem_id="keep-name")
+            self.keep = gr.Button("Save the model with this memory", size="sm", min_width=80, elem_id="keep-button")
+            self.kept = gr.Textbox(label="Saved as", interactive=False, lines=1, scale=3, min_width=200, elem_id="kept")
+
+    def _slots(self) -> None:
+        """The grid, what a slot stands for, and what is drawn only when asked for."""
+        gr.Markdown("### Its slots")
+        self.by = gr.Radio([(title, way) for way, title in slots.WAYS.items()], value="usage", label="Show",
+                           elem_id="slots-by")
+        self.fills = gr.HTML(elem_classes="unseen")
+        self.grid = gr.Radio([], label="Slots: choose one to see what it stands for", elem_id="slots")
+        self.slots_note = gr.Markdown(elem_classes="quiet", elem_id="slots-note")
+        self.said = gr.Markdown("Choose a slot.", elem_classes="quiet", elem_id="slot-said")
+        self.pictures = gr.Gallery(label="Pictures that use this slot most", columns=6, object_fit="contain",
+                                   allow_preview=False, height="auto", show_label=False, buttons=[], visible=False,
+                                   elem_id="slot-pictures", elem_classes=["results", "pixelated"])
+        with gr.Accordion("How much does it hold?", open=False, elem_id="capacity") as self.full:
+            self.holds = gr.Markdown(WAIT, elem_classes="quiet", elem_id="capacity-line")
+            self.curve = gr.HTML(label="Facts that come back first, by how many were written")
+        with gr.Accordion("How alike are the slots?", open=False, elem_id="alike") as self.alike:
+            self.alike_line = gr.Markdown(WAIT, elem_classes="quiet")
+            self.drawn = gr.HTML(label="Similarity between slots")
+
+    def listed(self, view, edits):
+        rows, edits = memory.read_back(self.bench, view, edits), memory.of(self.bench, view, edits)
         choices = [(f"{i}. {text}  ·  {'comes back first' if rank == 1 else f'comes back at rank {rank}'}"
                     f"{'  ·  saved with the model' if fact.saved else ''}", i)
                    for i, ((text, rank, *_), fact) in enumerate(zip(rows, edits.facts), 1)]
@@ -70,77 +88,87 @@ def build(shell: Shell) -> None:
                 gr.Button(interactive=bool(rows)), gr.Button(interactive=bool(edits.past)),
                 gr.DownloadButton(visible=False))
 
-    def told(view, edits, image):
-        return asked(view, edits, image) if image else [""] * 6
+    def written(self, view, edits, image, words):
+        edits = memory.write(self.bench, view, edits, image, words)
+        return (edits, *self.listed(view, edits), *self.sides_of(view, edits, image))
 
-    def written(view, edits, image, words):
-        edits = memory.write(bench, view, edits, image, words)
-        return (edits, *listed(view, edits), *told(view, edits, image))
+    def forgotten(self, view, edits, number, image):
+        edits = memory.forget(self.bench, view, edits, number)
+        return (edits, *self.listed(view, edits), *self.sides_of(view, edits, image))
 
-    def forgotten(view, edits, number, image):
-        edits = memory.forget(bench, view, edits, number)
-        return (edits, *listed(view, edits), *told(view, edits, image))
+    def undone(self, view, edits, image):
+        edits = memory.undo(self.bench, view, edits)
+        return (edits, *self.listed(view, edits), *self.sides_of(view, edits, image))
 
-    def undone(view, edits, image):
-        edits = memory.undo(bench, view, edits)
-        return (edits, *listed(view, edits), *told(view, edits, image))
+    def any_fact(self, view):
+        return memory.any_fact(self.bench, view)
 
-    def asked(view, edits, image):
-        return [part for side in memory.tell(bench, view, edits, image) for part in _shown(side)]
+    def asked(self, view, edits, image):
+        return [part for side in memory.tell(self.bench, view, edits, image) for part in _shown(side)]
 
-    def opened(view, edits):
-        edits = memory.of(bench, view, edits)
-        return (edits, *listed(view, edits))
+    def sides_of(self, view, edits, image):
+        return self.asked(view, edits, image) if image else [""] * 6
 
-    def prepared(view, edits):
-        data = saved.download(bench, view, edits)
-        path = save_bytes_to_cache(data, "memory.safetensors", cache_dir=file.GRADIO_CACHE)
+    def opened(self, view, edits):
+        edits = memory.of(self.bench, view, edits)
+        return (edits, *self.listed(view, edits))
+
+    def prepared(self, view, edits):
+        data = saved.download(self.bench, view, edits)
+        path = save_bytes_to_cache(data, "memory.safetensors", cache_dir=self.file.GRADIO_CACHE)
         return gr.DownloadButton(value=path, visible=True)
 
-    def kept_as(view, edits, name):
-        return str(saved.save(bench, view, edits, name))
+    def kept_as(self, view, edits, name):
+        return str(saved.save(self.bench, view, edits, name))
 
-    def drawn_slots(view, edits, query, by):
-        values = getattr(slots.look(bench, view, edits, query), by)
+    def drawn_slots(self, view, edits, query, by):
+        values = getattr(slots.look(self.bench, view, edits, query), by)
         return (gr.Radio([(f"{i}\n{_value(x, by)}", i) for i, x in enumerate(values)], value=None),
                 _fills(values, by), _explained(values, by), "Choose a slot.", gr.Gallery([], visible=False))
 
-    def chosen(view, slot):
-        found, lifts = slots.stands_for(bench, view, slot)
-        gallery = bench.gallery(view)
+    def chosen(self, view, slot):
+        found, lifts = slots.stands_for(self.bench, view, slot)
+        gallery = self.bench.gallery(view)
         shown = [(thumbnail(gallery, name), f"{share:.1%} of its address\n{text}") for name, text, share in found]
         line = f"Slot {slot}: words that put more on it than others: {', '.join(lifts)}" if lifts else \
             f"Slot {slot}: nothing of this gallery stands out." if found else "This gallery has no captions."
         return line, gr.Gallery(shown, visible=bool(shown), selected_index=None)
 
-    def alike_drawn(view):
+    def alike_drawn(self, view):
         return ("Dark off the diagonal are slots that do the same work, or the opposite.",
-                figure(slots.likeness(bench, view), "Similarity between slots"))
+                figure(slots.likeness(self.bench, view), "Similarity between slots"))
 
-    def capacity_drawn(view):
-        drawn, line = slots.capacity(bench, view)
+    def capacity_drawn(self, view):
+        drawn, line = slots.capacity(self.bench, view)
         return line, figure(drawn, line)
 
-    state = [edits, facts, note, forget, undo, file]
-    both = [*state, *(part for side in sides for part in side)]
-    shown = [grid, fills, slots_note, said, pictures]
-    on = {"show_progress_on": note, **ASK}
-    write.click(plain(written), [view, edits, image, words], both, **on)
-    ask.click(plain(asked), [view, edits, image], both[len(state):], **on)
-    image.change(lambda: [""] * 6, None, both[len(state):], show_progress="hidden", **ASK)  # of another one
-    forget.click(plain(forgotten), [view, edits, facts, image], both, **on)
-    undo.click(plain(undone), [view, edits, image], both, **on)
-    save.click(plain(prepared), [view, edits], file, **ASK)
-    keep.click(plain(kept_as), [view, edits, name], kept, **LOAD)
-    example.click(plain(lambda view: memory.any_fact(bench, view)), view, [image, words], **ASK)
-    view.change(plain(opened), [view, edits], state, show_progress="hidden", **ASK)
-    for event in (edits.change, by.input, query.change):
-        event(plain(drawn_slots), [view, edits, query, by], shown, show_progress="hidden", **ASK)
-    grid.input(plain(chosen), [view, grid], [said, pictures], show_progress_on=said, **ASK)
-    full.expand(in_place(capacity_drawn), view, [holds, curve], show_progress_on=holds, **ASK)
-    view.change(lambda: [gr.Accordion(open=False), "", WAIT] * 2, None, [full, curve, holds, alike, drawn, alike_line],
-                show_progress="hidden", **ASK)  # what was drawn of another model
-    alike.expand(in_place(alike_drawn), view, [alike_line, drawn], show_progress_on=alike_line, **ASK)
+    def _wire_facts(self) -> None:
+        view, image, ask = self.view, self.image, {"show_progress_on": self.note, **ASK}
+        state = [self.edits, self.facts, self.note, self.forget, self.undo, self.file]
+        sides = [part for side in self.sides for part in side]
+        self.write.click(plain(self.written), [view, self.edits, image, self.words], [*state, *sides], **ask)
+        self.ask.click(plain(self.asked), [view, self.edits, image], sides, **ask)
+        image.change(lambda: [""] * 6, None, sides, show_progress="hidden", **ASK)  # they were of another one
+        self.forget.click(plain(self.forgotten), [view, self.edits, self.facts, image], [*state, *sides], **ask)
+        self.undo.click(plain(self.undone), [view, self.edits, image], [*state, *sides], **ask)
+        self.save.click(plain(self.prepared), [view, self.edits], self.file, **ASK)
+        self.keep.click(plain(self.kept_as), [view, self.edits, self.name], self.kept, **LOAD)
+        self.example.click(plain(self.any_fact), view, [image, self.words], **ASK)
+        view.change(plain(self.opened), [view, self.edits], state, show_progress="hidden", **ASK)
+
+    def _wire_slots(self) -> None:
+        view, hidden = self.view, {"show_progress": "hidden", **ASK}
+        shown = [self.grid, self.fills, self.slots_note, self.said, self.pictures]
+        for event in (self.edits.change, self.by.input, self.query.change):
+            event(plain(self.drawn_slots), [view, self.edits, self.query, self.by], shown, **hidden)
+        self.grid.input(plain(self.chosen), [view, self.grid], [self.said, self.pictures],
+                        show_progress_on=self.said, **ASK)
+        self.full.expand(in_place(self.capacity_drawn), view, [self.holds, self.curve], show_progress_on=self.holds,
+                         **ASK)
+        self.alike.expand(in_place(self.alike_drawn), view, [self.alike_line, self.drawn],
+                          show_progress_on=self.alike_line, **ASK)
+        view.change(lambda: [gr.Accordion(open=False), "", WAIT] * 2, None,  # what was drawn of another model
+                    [self.full, self.curve, self.holds, self.alike, self.drawn, self.alike_line], **hidden)
 
 
 def _side(name: str) -> list:

@@ -15,115 +15,136 @@ SHOW = "() => document.querySelector('#{}').scrollIntoView({{behavior: 'smooth'}
 HIGH = 2400  # pixels; the table of captions does not scroll by itself
 
 
-def build(shell: Shell) -> None:
+class Page:
     """Query on top with examples to click, results below, then the chosen result and where the model looks in it."""
-    bench, view, query = shell.bench, shell.view, shell.query
-    hits, name, taken = gr.State([]), gr.State(None), gr.State(None)  # the chosen result; the gallery's own as query
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=5, min_width=280):
-            words = gr.Textbox(label="Words", placeholder="a red ring above a blue square", lines=1, max_lines=3,
-                               max_length=limits.TEXT, elem_id="words", submit_btn="Search")
-            samples = gr.Dataset(components=[words], samples=[], label="Examples", type="index", elem_id="examples")
-            with gr.Row(equal_height=True):
-                find = gr.Radio([("Pictures", "images"), ("Captions", "captions")], value="images", label="Find",
-                                min_width=200, elem_id="find")
-                rerank = gr.Checkbox(label="Re-rank", info="Words and picture are read together",
-                                     min_width=200, elem_id="rerank")
-        with gr.Column(scale=2, min_width=220, elem_id="ask-picture"):
-            image = picture(176, "picture")
-            with gr.Row(elem_classes="actions"):
-                surprise = gr.Button("One of the gallery", size="sm", min_width=80, elem_id="surprise")
-                clear = gr.Button("Clear", size="sm", min_width=80, elem_id="clear")
-    with gr.Accordion("Options", open=False):
-        with gr.Row():
-            top = gr.Slider(1, limits.RESULTS, 12, step=1, label="Results")
-            floor = gr.Slider(-1, 1, -1, step=0.05, label="Smallest similarity")
-            weight = gr.Slider(0, 1, 0.5, step=0.05, label="Share of the words, where words and picture mix")
-        with gr.Row():
-            less = gr.Textbox(label="Less of", placeholder="words for what should not be there",
-                              max_length=limits.TEXT)
-            contains = gr.Textbox(label="Only where a caption contains", max_length=limits.TEXT)
-            tags = gr.Dropdown([], multiselect=True, label="Only with one of these tags")
-        distinct = gr.Checkbox(label="Near-duplicates once", elem_id="distinct")
-    line = gr.Markdown("Type some words, give a picture, or click an example.", elem_classes="quiet", elem_id="line")
-    gallery = gr.Gallery(label="Results", columns=6, object_fit="contain", allow_preview=False, height="auto",
-                         elem_id="results", elem_classes=["results", "pixelated"], show_label=False, buttons=[],
-                         visible=False)
-    table = gr.Dataframe(headers=list(COLUMNS), datatype="str", visible=False, interactive=False, wrap=True,
-                         label="Captions found", elem_id="captions", show_label=False, buttons=[], max_height=HIGH,
-                         column_widths=list(COLUMNS.values()))
-    with gr.Column(visible=False, elem_id="chosen") as panel:
-        gr.Markdown("### The chosen result")
-        with gr.Row(elem_classes="actions"):
-            similar = gr.Button("Pictures like this", size="sm", elem_id="similar")
-            described = gr.Button("Captions for this", size="sm", elem_id="described")
-        looker = looking.build(shell, name)
-    wish = [find, top, floor, contains, tags, rerank, distinct]
-    shown = [line, gallery, table, hits, query, panel]
 
-    def answer(view, query, *wanted):
+    def __init__(self, shell: Shell):
+        self.shell = shell
+        self.bench, self.view, self.query = shell.bench, shell.view, shell.query
+        self.hits, self.name = gr.State([]), gr.State(None)  # what was found, and the chosen of it
+        self.taken = gr.State(None)  # the gallery's own as query
+        self._query()
+        self._options()
+        self._results()
+        self._wire()
+
+    def _query(self) -> None:
+        """Words, examples and a picture."""
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=280):
+                self.words = gr.Textbox(label="Words", placeholder="a red ring above a blue square", lines=1,
+                                        max_lines=3, max_length=limits.TEXT, elem_id="words", submit_btn="Search")
+                self.samples = gr.Dataset(components=[self.words], samples=[], label="Examples", type="index",
+                                          elem_id="examples")
+                with gr.Row(equal_height=True):
+                    self.find = gr.Radio([("Pictures", "images"), ("Captions", "captions")], value="images",
+                                         label="Find", min_width=200, elem_id="find")
+                    self.rerank = gr.Checkbox(label="Re-rank", info="Words and picture are read together",
+                                              min_width=200, elem_id="rerank")
+            with gr.Column(scale=2, min_width=220, elem_id="ask-picture"):
+                self.image = picture(176, "picture")
+                with gr.Row(elem_classes="actions"):
+                    self.surprise = gr.Button("One of the gallery", size="sm", min_width=80, elem_id="surprise")
+                    self.clear = gr.Button("Clear", size="sm", min_width=80, elem_id="clear")
+
+    def _options(self) -> None:
+        with gr.Accordion("Options", open=False):
+            with gr.Row():
+                self.top = gr.Slider(1, limits.RESULTS, 12, step=1, label="Results")
+                self.floor = gr.Slider(-1, 1, -1, step=0.05, label="Smallest similarity")
+                self.weight = gr.Slider(0, 1, 0.5, step=0.05, label="Share of the words, where words and picture mix")
+            with gr.Row():
+                self.less = gr.Textbox(label="Less of", placeholder="words for what should not be there",
+                                       max_length=limits.TEXT)
+                self.contains = gr.Textbox(label="Only where a caption contains", max_length=limits.TEXT)
+                self.tags = gr.Dropdown([], multiselect=True, label="Only with one of these tags")
+            self.distinct = gr.Checkbox(label="Near-duplicates once", elem_id="distinct")
+
+    def _results(self) -> None:
+        """What was found, and the chosen of it."""
+        self.line = gr.Markdown("Type some words, give a picture, or click an example.", elem_classes="quiet",
+                                elem_id="line")
+        self.gallery = gr.Gallery(label="Results", columns=6, object_fit="contain", allow_preview=False, height="auto",
+                                  elem_id="results", elem_classes=["results", "pixelated"], show_label=False,
+                                  buttons=[], visible=False)
+        self.table = gr.Dataframe(headers=list(COLUMNS), datatype="str", visible=False, interactive=False, wrap=True,
+                                  label="Captions found", elem_id="captions", show_label=False, buttons=[],
+                                  max_height=HIGH, column_widths=list(COLUMNS.values()))
+        with gr.Column(visible=False, elem_id="chosen") as self.panel:
+            gr.Markdown("### The chosen result")
+            with gr.Row(elem_classes="actions"):
+                self.similar = gr.Button("Pictures like this", size="sm", elem_id="similar")
+                self.described = gr.Button("Captions for this", size="sm", elem_id="described")
+            self.looker = looking.Looker(self.shell, self.name)
+        self.wish = [self.find, self.top, self.floor, self.contains, self.tags, self.rerank, self.distinct]
+        self.shown = [self.line, self.gallery, self.table, self.hits, self.query, self.panel]
+
+    def answer(self, view, query, *wanted):
         find, top, floor, contains, tags, rerank, distinct = wanted
-        found = search.search(bench, view, query, Wish(find, top, floor, contains, tuple(tags or ()), bool(rerank),
-                                                       bool(distinct)))
-        return (search.summary(found), *results(bench.gallery(view), found), found.hits, query,
+        found = search.search(self.bench, view, query, Wish(find, top, floor, contains, tuple(tags or ()), bool(rerank),
+                                                            bool(distinct)))
+        return (search.summary(found), *results(self.bench.gallery(view), found), found.hits, query,
                 gr.Column(visible=False))
 
-    def ask(view, taken, words, image, less, weight, *wanted):
+    def ask(self, view, taken, words, image, less, weight, *wanted):
         words, less = limits.text(words, "words"), limits.text(less, "less of")
-        return answer(view, Query(words, less, taken, None if taken else image, weight), *wanted)
+        return self.answer(view, Query(words, less, taken, None if taken else image, weight), *wanted)
 
-    def take(view, name, *wanted):
-        return (*answer(view, Query(name=name), *wanted), "", bench.gallery(view).picture(name), name, wanted[0])
+    def take(self, view, name, *wanted):
+        return (*self.answer(view, Query(name=name), *wanted), "", self.bench.gallery(view).picture(name), name,
+                wanted[0])
 
-    def take_any(view, *wanted):
-        return take(view, search.any_picture(bench, view), *wanted)
+    def take_any(self, view, *wanted):
+        return self.take(view, search.any_picture(self.bench, view), *wanted)
 
-    def opened(view, *wanted):
-        lines = search.examples(bench, view)
-        return (*answer(view, Query(lines[0]), *wanted), lines[0], None, None,
-                gr.Dataset(samples=[[text] for text in lines]), gr.Dropdown(bench.gallery(view).tags, value=[]))
+    def opened(self, view, *wanted):
+        lines = search.examples(self.bench, view)
+        return (*self.answer(view, Query(lines[0]), *wanted), lines[0], None, None,
+                gr.Dataset(samples=[[text] for text in lines]), gr.Dropdown(self.bench.gallery(view).tags, value=[]))
 
-    def example(view, number, *wanted):
-        text = search.examples(bench, view)[number]
-        return (*answer(view, Query(text), *wanted), text, None, None)
+    def example(self, view, number, *wanted):
+        text = search.examples(self.bench, view)[number]
+        return (*self.answer(view, Query(text), *wanted), text, None, None)
 
-    def sent(view, wanted, *wish):
+    def sent(self, view, wanted, *wish):
         """What another tab asks for: a picture of the gallery, or words."""
         if wanted is None:
-            return [gr.skip()] * len(fresh)
+            return [gr.skip()] * len(self.fresh)
         if wanted.name is not None:
-            return take(view, wanted.name, *wish)[:-1]
-        return (*answer(view, wanted, *wish), wanted.words, None, None)
+            return self.take(view, wanted.name, *wish)[:-1]
+        return (*self.answer(view, wanted, *wish), wanted.words, None, None)
 
-    def choose(view, query, hits, by, event: gr.SelectData):
+    def choose(self, view, query, hits, by, event: gr.SelectData):
         row = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
         if not 0 <= row < len(hits):
             raise ValueError("these results have gone: search again")
         hit = hits[row]
         text = (query.words if query else "") or hit.text
-        return (hit.name, gr.Column(visible=True), *looker.open(view, hit.name, text, by))
+        return (hit.name, gr.Column(visible=True), *self.looker.open(view, hit.name, text, by))
 
-    wish_of = [view, *wish]
-    asked = [view, taken, words, image, less, weight, *wish]
-    fresh = [*shown, words, image, taken]
-    how = {"show_progress_on": line, **ASK}
-    for event in (words.submit, find.input, rerank.input, distinct.input):
-        event(plain(ask), asked, shown, **how)
-    image.upload(lambda: None, None, taken, **ASK).then(plain(ask), asked, shown, **how)
-    image.clear(lambda: None, None, taken, **ASK)
-    view.change(plain(opened), wish_of, [*fresh, samples, tags], **how)
-    samples.click(plain(example), [view, samples, *wish], fresh, **how)
-    shell.wanted.change(plain(sent), [view, shell.wanted, *wish], fresh, **how).then(
-        lambda: None, None, shell.wanted, show_progress="hidden", **ASK)   # so that the same point can be asked again
-    surprise.click(plain(take_any), wish_of, [*fresh, find], **how)
-    similar.click(plain(take), [view, name, gr.State("images"), *wish[1:]], [*fresh, find], **how).success(
-        None, js=SHOW.format("line"))
-    described.click(plain(take), [view, name, gr.State("captions"), *wish[1:]], [*fresh, find], **how).success(
-        None, js=SHOW.format("line"))
-    for found in (gallery, table):
-        found.select(plain(choose), [view, query, hits, looker.by], [name, panel, *looker.outputs],
-                     show_progress="hidden", **ASK).success(None, js=SHOW.format("chosen"))
-    clear.click(lambda: ("", None, None, "", None), None, [words, image, taken, less, query], **ASK)
+    def _wire(self) -> None:
+        wish_of = [self.view, *self.wish]
+        asked = [self.view, self.taken, self.words, self.image, self.less, self.weight, *self.wish]
+        self.fresh = [*self.shown, self.words, self.image, self.taken]
+        how = {"show_progress_on": self.line, **ASK}
+        for event in (self.words.submit, self.find.input, self.rerank.input, self.distinct.input):
+            event(plain(self.ask), asked, self.shown, **how)
+        self.image.upload(lambda: None, None, self.taken, **ASK).then(plain(self.ask), asked, self.shown, **how)
+        self.image.clear(lambda: None, None, self.taken, **ASK)
+        self.view.change(plain(self.opened), wish_of, [*self.fresh, self.samples, self.tags], **how)
+        self.samples.click(plain(self.example), [self.view, self.samples, *self.wish], self.fresh, **how)
+        self.shell.wanted.change(plain(self.sent), [self.view, self.shell.wanted, *self.wish], self.fresh, **how).then(
+            lambda: None, None, self.shell.wanted, show_progress="hidden", **ASK)  # so that it can be asked for again
+        self.surprise.click(plain(self.take_any), wish_of, [*self.fresh, self.find], **how)
+        for button, find in ((self.similar, "images"), (self.described, "captions")):
+            button.click(plain(self.take), [self.view, self.name, gr.State(find), *self.wish[1:]],
+                         [*self.fresh, self.find], **how).success(None, js=SHOW.format("line"))
+        for found in (self.gallery, self.table):
+            found.select(plain(self.choose), [self.view, self.query, self.hits, self.looker.by],
+                         [self.name, self.panel, *self.looker.outputs], show_progress="hidden", **ASK).success(
+                None, js=SHOW.format("chosen"))
+        self.clear.click(lambda: ("", None, None, "", None), None,
+                         [self.words, self.image, self.taken, self.less, self.query], **ASK)
 
 
 def results(gallery, found: Answer) -> tuple[gr.Gallery, gr.Dataframe]:
