@@ -156,11 +156,10 @@ def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
         image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, batch.attention_mask)
         keys = task._keys(batch, image, text)
     image, text = (type(x)(*(leaf(y) for y in x)) for x in (image, text))
-    similarity = (image.feature @ text.feature.T).T.detach()
-    allowed = batch.image_index[:, None] != torch.arange(len(image.feature), device=DEVICE)
     with step.autocast():
-        code = leaf(task._match(image, text, batch, first, similarity, allowed, {}, {}))
-        reading, *written = task._episode(image.feature, text.feature[first], code, first >= 0, {}, {})
+        candidates = task._contrast(image.feature, text.feature, keys, batch, first, {})[1]
+        code = leaf(task._match(image, text, batch, first, candidates, {}, {}))
+        reading, _ = task._episode(image.feature, text.feature[first], code, first >= 0, {}, {})
         states, targets = model.decode_real(batch.input_ids, batch.attention_mask, model.context(image, reading),
                                             batch.image_index)
         states = leaf(states)
@@ -172,11 +171,11 @@ def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
             return task._contrast(image.feature, text.feature, keys, batch, first, {})[0]
 
     def matching(losses: dict) -> Tensor:
-        task._match(image, text, batch, first, similarity, allowed, losses, {})
+        task._match(image, text, batch, first, candidates, losses, {})
         return losses["itm"]
 
     def memory(losses: dict) -> Tensor:
-        read = task._episode(image.feature, text.feature[first], code, first >= 0, losses, {})[0]
+        read, _ = task._episode(image.feature, text.feature[first], code, first >= 0, losses, {})
         return losses["memory_kl"] + read.mean.sum()
 
     def decoder() -> Tensor:
