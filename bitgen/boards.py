@@ -31,6 +31,7 @@ from bitgen.model import BitGen
 from bitgen.probes import FOLDS, known_labels, probe
 from bitgen.processing import Processor
 from bitgen.projection import pca
+from bitgen.retrieval import firsts
 from bitgen.slots import by_label, facts, mass
 
 FIRST = 64  # images that are looked at closely
@@ -118,12 +119,12 @@ def probes(log: RunLog, step: int, gallery: Gallery, data: Any) -> None:
 def projector(log: RunLog, step: int, gallery: Gallery, data: Any, size: int) -> None:
     """Images and their first captions for the projector; a caption's thumbnail is its image's, tinted orange."""
     count = min(MAPPED, len(gallery.indices))
-    firsts = torch.searchsorted(gallery.owner, torch.arange(count))
     places = gallery.indices[:count]
     pictures = [data.pixels(i, size).numpy() for i in places]
     tinted = [((image.astype(np.int64) + TINT) // 2).astype(np.uint8) for image in pictures]
     said = [data.captions[i][0] for i in places]
-    log.embedding(f"features, step {step}", torch.cat([gallery.image_features[:count], gallery.text_features[firsts]]),
+    texts = gallery.text_features[firsts(gallery.owner, count)]
+    log.embedding(f"features, step {step}", torch.cat([gallery.image_features[:count], texts]),
                   {"caption": said * 2, "what": ["image"] * count + ["caption"] * count,
                    "image": [data.image_ids[i] for i in places] * 2}, pictures + tinted)
 

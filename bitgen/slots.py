@@ -16,10 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bitgen.encoded import Gallery
-from bitgen.memory import EpisodicMemory, address_perplexity, utilization
+from bitgen.memory import EpisodicMemory, address_perplexity, used, utilization
 from bitgen.model import BitGen, Encoded
+from bitgen.retrieval import firsts
 
-DEAD = 0.1  # share of the uniform 1/K below which a slot is not used
 BATCH = 64
 
 
@@ -40,10 +40,9 @@ def facts(model: BitGen, gallery: Gallery) -> Facts:
     if model.memory is None:
         raise ValueError("this model has no memory: model.memory_slots is 0")
     device = next(model.parameters()).device
-    firsts = torch.searchsorted(gallery.owner, torch.arange(len(gallery.image_features)))
-    found = []
-    for rows in torch.arange(len(firsts)).split(BATCH):
-        said = firsts[rows]
+    first, found = firsts(gallery.owner, len(gallery.image_features)), []
+    for rows in torch.arange(len(first)).split(BATCH):
+        said = first[rows]
         image = Encoded(gallery.image_tokens[rows].float().to(device), gallery.image_features[rows].to(device))
         text = Encoded(gallery.text_tokens[said].float().to(device), gallery.text_features[said].to(device))
         found.append([x.float().cpu() for x in model.fact(image, text, gallery.attention_mask[said].to(device))])
@@ -62,13 +61,13 @@ def mass(address: Tensor) -> Tensor:
 def usage(address: Tensor) -> dict[str, float]:
     """How slots are used by facts with addresses (N, K).
 
-    `utilization`: share of slots with a mean mass of at least a tenth of the uniform 1/K; `dead`: how many have less;
+    `utilization`: share of slots that are `used` by the mean mass; `dead`: how many are not;
     `perplexity`: of the mean address, from 1 to K; `slots_a_fact`: the mean perplexity of single addresses; `slots`: K.
     Where every fact takes the same slots the last two but one agree; where each takes its own, they differ most.
     """
     shares = mass(address)
     mean = shares.mean(0)
-    return {"utilization": utilization(mean).item(), "dead": int((mean < DEAD / len(mean)).sum()),
+    return {"utilization": utilization(mean).item(), "dead": int((~used(mean)).sum()),
             "perplexity": address_perplexity(mean).item(),
             "slots_a_fact": torch.special.entr(shares).sum(1).exp().mean().item(), "slots": len(mean)}
 
