@@ -95,7 +95,7 @@ def waiting(bench: Bench) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--files", type=int, default=24)
     parser.add_argument("--sizes", type=int, nargs="+", default=[112, 224])
     parser.add_argument("--data", default="scenes")
@@ -103,7 +103,6 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     where = measure.begin()
     files = [photo(i) for i in range(options.files)]

@@ -9,7 +9,6 @@ their captions beside the encoder alone on the same batches (thumbnails, catalog
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -76,13 +75,12 @@ def building(encoder: Encoder, data, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--run", help="run folder, checkpoint folder or Hub id")
     parser.add_argument("--data", default="scenes")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     where = measure.begin()
     run = bitgen.load(options.run) if options.run else None

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import measure
 import torch
@@ -346,7 +345,7 @@ STUDIES = {study.__name__: study for study in (parts, objective, contrast, terna
 
 def command_line(doc: str, known: dict[str, Callable], **usual) -> argparse.ArgumentParser:
     """The command line of a benchmark of studies: which ones, and what a `Bench` reads; `usual`: other defaults."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(doc)
     parser.add_argument("studies", nargs="*", metavar="STUDY",
                         help=f"{', '.join(known)}; by default {', '.join(usual['studies'])}")
     parser.add_argument("--data", default="scenes")
@@ -355,7 +354,6 @@ def command_line(doc: str, known: dict[str, Callable], **usual) -> argparse.Argu
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--captions", type=int, default=2, help="captions an image")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     parser.set_defaults(**usual)
     return parser
 
