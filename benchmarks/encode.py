@@ -51,9 +51,9 @@ def throughput(encoder: Encoder, data, batches: list[int], rounds: int) -> list[
                 key = (side, count, precision)
                 calls[key], work[key], counts[key] = run, measure.flops(run), count
     most = {"float32": measure.ceiling(torch.float32), PRECISION: measure.ceiling(DTYPE)}
-    middle = measure.middle(measure.in_turn(calls, rounds))
+    medians = measure.medians(measure.in_turn(calls, rounds))
     return [[*key, counts[key] / taken, 1e3 * taken, work[key] / counts[key] / 1e6, work[key] / taken / most[key[2]]]
-            for key, taken in middle.items()]
+            for key, taken in medians.items()]
 
 
 def building(encoder: Encoder, data, rounds: int) -> dict[str, float]:
@@ -70,7 +70,7 @@ def building(encoder: Encoder, data, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         times = measure.in_turn({"encoder alone": alone, "index": lambda: Index.build(
             Path(folder) / str(next(turn)), source, encoder, **quiet)}, rounds)
-    rates = {name: len(data) / taken for name, taken in measure.middle(times).items()}
+    rates = {name: len(data) / taken for name, taken in measure.medians(times).items()}
     return rates | {"kept": measure.ratio(times, "encoder alone", "index")}
 
 

@@ -86,7 +86,7 @@ def in_turn(calls: dict[str, Callable[[], object]], rounds: int, warm_up: int = 
     return times
 
 
-def middle(times: dict[str, list[float]]) -> dict[str, float]:
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
     """The median of each."""
     return {name: median(some) for name, some in times.items()}
 

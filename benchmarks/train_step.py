@@ -133,10 +133,10 @@ def parts(bench: Bench) -> dict:
         call()
     work = {name: measure.flops(call) for name, call in calls.items()}
     times, most = measure.in_turn(calls, bench.rounds), measure.ceiling()
-    middle = measure.middle(times)
-    whole, rows = middle["whole step"], []
-    rest = whole - sum(some for name, some in middle.items() if name not in ("whole step", "data"))
-    for name, taken in middle.items():
+    medians = measure.medians(times)
+    whole, rows = medians["whole step"], []
+    rest = whole - sum(some for name, some in medians.items() if name not in ("whole step", "data"))
+    for name, taken in medians.items():
         rows.append([name, 1e3 * taken, taken / whole, work[name] / 1e9, work[name] / taken / most])
     rows.append(["not told apart", 1e3 * rest, rest / whole, "", ""])
     images, captions = len(bench.batch.image_ids), len(bench.batch.caption_ids)
@@ -331,7 +331,7 @@ def compared(bench: Bench, steps: dict[str, Step], base: str) -> dict:
     """Steps in turn: time, arithmetic, peak memory, and how many times as long as `base` each takes."""
     times = measure.in_turn(steps, bench.rounds)
     work, most = {name: measure.flops(step) for name, step in steps.items()}, measure.ceiling()
-    rows, medians = [], measure.middle(times)
+    rows, medians = [], measure.medians(times)
     for name, step in steps.items():
         memory, taken = measure.peak_bytes(step), medians[name]
         rows.append([name, 1e3 * taken, len(step.batch.image_ids) / taken, len(step.batch.caption_ids) / taken,

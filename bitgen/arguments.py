@@ -28,12 +28,12 @@ PICTURES = ("sheet", "picture")
 NUMBERS = {int: "a whole number", float: "a number"}
 
 
-def placed(kind: Any, name: str) -> Any:
+def positional(kind: Any, name: str) -> Any:
     """The type of an argument that is told by its place, and what help calls it."""
     return tyro.conf.Positional[Annotated[kind, tyro.conf.arg(metavar=name)]]
 
 
-RUN = placed(str, "RUN")
+RUN = positional(str, "RUN")
 
 
 def parse(options: type | dict[str, type], prog: str, argv: Sequence[str], **more: Any) -> Any:

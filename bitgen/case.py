@@ -92,10 +92,10 @@ def gather(source: str, data: str | None = None, split: str = "val", images: int
     model, processor = load(source, checkpoint=checkpoint, device=device)
     folder = Path(source).expanduser()
     run = folder / checkpoint if checkpoint and (folder / checkpoint / "run.json").is_file() else folder
-    told, config = settings(run), data_settings(source, checkpoint, data)
-    opened = open_data(config, split, processor.vision.image_size, told.get("seed", 0))
+    known, config = settings(run), data_settings(source, checkpoint, data)
+    opened = open_data(config, split, processor.vision.image_size, known.get("seed", 0))
     shown = opened.first(images)
     history, facts = (read_metrics(folder), health.read_facts(folder)) if folder.is_dir() else ([], {})
     where = f"{len(shown):,} of {len(opened):,} images of {Path(config.root).name}, {split}"
-    return Case(f"{folder.name} {checkpoint or ''}".strip(), model, processor, shown, told, history, facts,
+    return Case(f"{folder.name} {checkpoint or ''}".strip(), model, processor, shown, known, history, facts,
                 course(folder) if folder.is_dir() else [], where)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from bitgen.arguments import check_settings, known_command, parse, placed, read, refuse
+from bitgen.arguments import check_settings, known_command, parse, positional, read, refuse
 from bitgen.checkpoint import CheckpointError
 from bitgen.config import Config, load_preset, preset_names, settings
 from bitgen.data_commands import data
@@ -29,7 +29,7 @@ from bitgen.run_commands import card, diagnose, doctor, evaluate
 class App:
     """Search, caption and look inside a model in the browser; served to this computer only unless told otherwise."""
 
-    run: placed(str | None, "[RUN]") = None
+    run: positional(str | None, "[RUN]") = None
     """Run folder or Hub id; by default the newest run under runs/, if there is one."""
     gallery: str | None = None
     """What is searched: a folder of images, or a data set as `data.root` of training takes it."""

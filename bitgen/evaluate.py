@@ -19,7 +19,7 @@ from bitgen import figures, retrieval
 from bitgen.candidates import candidates
 from bitgen.encoded import Gallery, batches, encode, words
 from bitgen.matching import Weights
-from bitgen.precision import fast
+from bitgen.precision import inference_autocast
 from bitgen.scenes import attributes_right
 from bitgen.tokenizer import plain
 
@@ -49,7 +49,7 @@ def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, 
     training, device = model.training, torch.device(device or next(model.parameters()).device)
     model.eval().to(device)
     try:
-        with fast(device):
+        with inference_autocast(device):
             return _evaluate(model, processor, dataset, rerank, batch_size, device, weights,
                              gallery or encode(model, processor, dataset, batch_size, device))
     finally:

@@ -64,7 +64,7 @@ def _bars(axes: Axes, mean: np.ndarray) -> None:
     axes.legend(loc="upper right", ncols=3)
 
 
-def slot_likeness(together: np.ndarray, held: np.ndarray) -> Figure:
+def slot_similarity(together: np.ndarray, held: np.ndarray) -> Figure:
     """How alike slots are, (K, K) each: correlation of what they are used for, cosine of what they hold."""
     with styled():
         figure = sheet(7.4, 3.5, layout="constrained")

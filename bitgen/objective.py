@@ -120,35 +120,35 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
         """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to write later."""
-        chunk, told = self.config.chunk, batch
+        chunk, full = self.config.chunk, batch
         batch = batch.first_captions(self.config.contrast_captions) if self.training else batch
         encode = self.encoders(self.model)
         image = encode_in_chunks(encode.image, chunk, batch.pixel_values)
         text = encode_in_chunks(encode.text, chunk, batch.input_ids, batch.attention_mask)
         queued = self.queue is not None and self.training and int(self.steps) >= self.config.queue_start
-        return self.score(image, text, batch, self._keys(batch, image, text) if queued else None, told)
+        return self.score(image, text, batch, self._keys(batch, image, text) if queued else None, full)
 
     def score(self, image: Encoded, text: Encoded, batch: Batch, keys: Keys | None = None,
-              told: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
+              full: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
         """The same from B images and N captions that are encoded already; without `keys` the queue takes no part.
 
-        told: the batch with all captions that the decoder is taught, where those are more than the N.
+        full: the batch with all captions that the decoder is taught, where those are more than the N.
         """
         losses, report = {}, {}
-        told = told or batch
+        full = full or batch
         first = batch.firsts()
         with torch.autocast(image.feature.device.type, enabled=False):
             losses["itc"], candidates = self._contrast(image.feature, text.feature, keys, batch, first, report)
         code = None
         if self.config.itm or self.model.memory is not None:
             code = self._match(image, text, batch, first, candidates, losses, report)
-        other = told.caption_ids != batch.caption_ids[first][told.image_index]       # (N,) than the one written
-        several = torch.zeros_like(first).index_add(0, told.image_index, other.long()) > 0
+        other = full.caption_ids != batch.caption_ids[first][full.image_index]       # (N,) than the one written
+        several = torch.zeros_like(first).index_add(0, full.image_index, other.long()) > 0
         reading, written = None, None
         if self.model.memory is not None:
             reading, written = self._episode(image.feature, text.feature[first], code, several, losses, report)
         if self.config.text:
-            self._reconstruct(image, reading, told, other, losses, report)
+            self._reconstruct(image, reading, full, other, losses, report)
         losses["total"] = sum(getattr(self.config, name) * loss for name, loss in losses.items())
         return losses, {name: value.detach() for name, value in report.items()}, Pending(keys, written)
 
@@ -326,8 +326,8 @@ class Objective(nn.Module):
         centred = [x - x.mean(0) for x in map(gathered, keys)]
         ids, mask = batch.input_ids[first], batch.attention_mask[first]
         ids = F.pad(ids, (0, self.queue.input_ids.shape[1] - ids.shape[1]))  # equally wide in all processes
-        told = batch.image_ids, batch.caption_ids[first], ids, mask.sum(1)
-        self.queue.enqueue(*centred, *map(gathered, told))
+        rest = batch.image_ids, batch.caption_ids[first], ids, mask.sum(1)
+        self.queue.enqueue(*centred, *map(gathered, rest))
 
 
 def _wider(mask: Tensor, like: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ def _encoded(model: BitGen, pixels: torch.Tensor, processor: Processor) -> torch
 
 
 def memory(case: Case) -> Section | None:
-    """Usage, likeness, capacity, certainty."""
+    """Usage, similarity, capacity, certainty."""
     if case.model.memory is None:
         return None
     unit, held = case.model.memory, slotting.facts(case.model, case.gallery)
@@ -212,15 +212,15 @@ def memory(case: Case) -> Section | None:
             ["perplexity of the mean address", numbers["perplexity"], f"1 one slot, {unit.slots} all alike"],
             ["slots that one fact lies on", numbers["slots_a_fact"], f"1 to {unit.slots}"]]
     if labels.names:
-        bits, dealt = slotting.information(address, labels.values)
+        bits, shuffled = slotting.information(address, labels.values)
         best = int(bits.argmax())
         rows.append([f"bits a slot tells about '{labels.names[best]}'", bits[best].item(),
-                     f"{dealt[best].item():.3g} for shuffled labels"])
+                     f"{shuffled[best].item():.3g} for shuffled labels"])
     blocks = [table(["what", "value", "beside"], rows),
               figure(memory_figures.slot_usage(slotting.mass(address).mean(0).numpy(), course, lift), "A dead slot "
                      "holds nothing. A slot that is strongly coloured in a row stands for that attribute."),
-              figure(memory_figures.slot_likeness(*(x.numpy() for x in slotting.likeness(unit, address))), "Blocks off "
-                     "the diagonal are slots that do the same work.")]
+              figure(memory_figures.slot_similarity(*(x.numpy() for x in slotting.similarity(unit, address))), "Blocks "
+                     "off the diagonal are slots that do the same work.")]
     if counts:
         curves = slotting.capacity(unit, held, counts, episodes=10)
         blocks.append(figure(memory_figures.capacity(counts, curves, unit.slots), "Facts written in one shot and read "
@@ -262,7 +262,7 @@ def _looks(case: Case) -> list[str]:
     pixels = pixels.to(case.batch.pixel_values.device)
     words = {name: value.to(pixels.device) for name, value in
              case.processor(text=[case.data.captions[place][0]]).items()}
-    seen = attention.decoder_looks(case.model, pixels, **words)[:-1][:23].cpu().numpy()
+    seen = attention.decoder_attention(case.model, pixels, **words)[:-1][:23].cpu().numpy()
     needed, blank = (attention.occlusion(model, pixels, **words)[None].cpu().numpy()
                      for model in (case.model, case.untrained))
     ids = words["input_ids"][0, 1: 1 + len(seen)].tolist()

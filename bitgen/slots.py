@@ -89,8 +89,8 @@ def information(address: Tensor, labels: Tensor, seed: int = 0) -> tuple[Tensor,
     Mutual information of the label and a slot drawn from the fact's mass. A fact lies on many slots at once, so this
     is what a single slot gives away, not all that an address holds.
     """
-    dealt = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
-    return _bits(mass(address), labels), _bits(mass(address), dealt)
+    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    return _bits(mass(address), labels), _bits(mass(address), shuffled)
 
 
 def _bits(shares: Tensor, labels: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _bits(shares: Tensor, labels: Tensor) -> Tensor:
     return bits.clamp(min=0) / torch.log(torch.tensor(2.0, dtype=torch.float64))
 
 
-def likeness(memory: EpisodicMemory, address: Tensor) -> tuple[Tensor, Tensor]:
+def similarity(memory: EpisodicMemory, address: Tensor) -> tuple[Tensor, Tensor]:
     """How alike slots are, (K, K) each: correlation of their masses over facts (N, K), cosine of what they hold, less
     the mean over slots. Near 1 off the diagonal means two slots that do one slot's work.
     """
@@ -160,8 +160,8 @@ def capacity(memory: EpisodicMemory, held: Facts, counts: Sequence[int], episode
 
 
 def _noised(key: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    dirt = torch.randn(key.shape, generator=generator).to(key.device)
-    return F.normalize(key + noise * F.normalize(dirt, dim=-1), dim=-1) if noise else key
+    direction = torch.randn(key.shape, generator=generator).to(key.device)
+    return F.normalize(key + noise * F.normalize(direction, dim=-1), dim=-1) if noise else key
 
 
 def _found(returned: Tensor, written: Tensor) -> float:
