@@ -15,7 +15,7 @@ from app.bench import Bench, kept
 from app.gallery import Gallery, Progress, silent
 from app.models import View
 from app.search import Query
-from bitgen import mistakes, retrieval
+from bitgen import retrieval
 
 MOVES = 5  # captions shown that rose most, and as many that fell most
 
@@ -35,7 +35,7 @@ class Standing(NamedTuple):
     """How well one checkpoint finds a sample of the gallery."""
 
     report: dict[str, float]
-    """Recall with 95 % intervals beside chance, as `mistakes.recall` gives it."""
+    """Recall with 95 % intervals beside chance, as `recall_at_k` gives it."""
     texts: list[str]
     """(n,) captions asked for."""
     ranks: torch.Tensor
@@ -142,7 +142,7 @@ def _measured(gallery: Gallery, names: list[str]) -> Standing:
     images, words = (torch.as_tensor(x).float() for x in (gallery.index.features(names), said))
     owner = torch.arange(len(names))
     ranks = retrieval.rank_features(images, words, owner)[1].ranks
-    return Standing(mistakes.recall(images, words, owner), texts, ranks)
+    return Standing(retrieval.recall_at_k(images, words, owner, intervals=(1, 5, 10)), texts, ranks)
 
 
 def _interval(report: dict[str, float], key: str) -> str:

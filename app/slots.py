@@ -82,8 +82,8 @@ def stands_for(bench: Bench, view: View, slot: int, top: int = 6) -> tuple[list[
 def likeness(bench: Bench, view: View) -> Figure:
     """A figure of how alike slots are: used together, and holding alike. Raises `ValueError` for no captions."""
     address = _addresses(bench, view)
-    together, held = slots_module.likeness(bench.model(view).model.memory, address)
-    return memory_figures.slot_likeness(together.numpy(), held.numpy())
+    together, held = slots_module.similarity(bench.model(view).model.memory, address)
+    return memory_figures.slot_similarity(together.numpy(), held.numpy())
 
 
 def capacity(bench: Bench, view: View) -> tuple[Figure, str]:

@@ -18,6 +18,7 @@ from app.gallery import Progress, silent
 from app.models import Choice, View
 from bitgen import mistakes
 from bitgen.health import Verdict, diagnose, read_facts, read_history
+from bitgen.retrieval import recall_at_k
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +100,8 @@ def worst(bench: Bench, view: View, run: str, progress: Progress = silent) -> tu
         raise ValueError("this gallery has no captions: what they find cannot be shown")
     images, words = (torch.as_tensor(x).float() for x in (gallery.index.features(names), gallery.sample_captions))
     owner = torch.arange(len(names))
-    found, recall = mistakes.worst(images, words, owner, WORST, SHOWN), mistakes.recall(images, words, owner, (1,))
+    found = mistakes.worst(images, words, owner, WORST, SHOWN)
+    recall = recall_at_k(images, words, owner, (1,), intervals=(1,))
     line = (f"{here.choice.title}: {recall['t2i_r1']:.0%} of {len(names):,} captions find their picture first "
             f"(95 % interval {recall['t2i_r1_low']:.0%} to {recall['t2i_r1_high']:.0%}, by chance "
             f"{recall['chance_t2i_r1']:.1%}).")

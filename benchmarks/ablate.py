@@ -4,12 +4,11 @@
     python benchmarks/ablate.py --steps 120 --seeds 0 1 2        # the full table
 
 Every run is `bitgen train --config scenes` with one change, on one thread, then `bitgen evaluate` on the test split
-(colour-shape pairs never seen together in training). Prints a Markdown table, mean ± half the range over seeds.
+(colour-shape pairs never seen together in training). Prints a table, mean ± half the range over seeds.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -39,7 +38,7 @@ COLUMNS = {"t2i_r1": "t2i R@1", "i2t_r1": "i2t R@1", "rerank_itm_t2i_r1": "t2i R
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
@@ -47,12 +46,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     options = parser.parse_args()
+    where = measure.begin()
     jobs = list(product(options.seeds, options.variants))  # seed by seed, so that an early stop leaves whole seeds
     with ThreadPoolExecutor(options.jobs) as pool:
         reports = dict(zip(jobs, pool.map(lambda job: measured(*job, options), jobs)))
     print(f"{options.steps} steps, seeds {options.seeds}; gallery and chance: "
           f"{first(reports)['images']} images, R@1 {first(reports)['chance_t2i_r1']:.4f}\n")
     print(table(reports, options))
+    measure.write(options.json, {"environment": where, "steps": options.steps, "reports": [
+        {"seed": seed, "variant": variant, **report} for (seed, variant), report in reports.items()]})
 
 
 def measured(seed: int, variant: str, options) -> dict:

@@ -6,12 +6,11 @@ Starts `bitgen app RUN` in an empty home, once with the gallery to encode and on
 draws a gallery of test scenes, serves it as `bitgen app` does, in a process of its own, and asks `/search` by words
 from K clients at once; each waits for its answer before it asks again. "Refused" is the server's own 503: its queue is
 full. At the end visitors ask for two checkpoints at once, and each answer is held against what that checkpoint answers
-alone. Prints Markdown.
+alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -23,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import measure
 import numpy as np
 import psutil
 
@@ -32,27 +32,28 @@ from bitgen.scenes import render
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("run", help="run folder with at least one checkpoint-N")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 96])
     parser.add_argument("--seconds", type=float, default=20)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
-        for attempt in ("encoded first", "encoded already"):
-            with Server(options.run, None, {"HOME": home}) as server:
-                print(f"its own gallery, {attempt}: {server.started}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    where = measure.begin(None, "seconds") | {"cores": os.cpu_count()}
+    starts = []
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryDirectory() as folder:
         captions = draw(Path(folder), options.images)
-        for attempt in ("encoded first", "encoded already"):
-            with Server(options.run, folder) as server:
-                print(f"{options.images} images, {attempt}: {server.started}", flush=True)
+        for what, gallery, places in (("its own gallery", None, {"HOME": home}),
+                                      (f"{options.images} images", folder, None)):
+            for attempt in ("encoded first", "encoded already"):
+                with Server(options.run, gallery, places) as server:
+                    starts.append([f"{what}, {attempt}", *server.started])
+        print(measure.table(["start", "s to the first answer", "s of processors"], starts), flush=True)
         with Server(options.run, folder) as server:
-            print(f"\n{options.images} images, {os.cpu_count()} cores, {options.seconds:.0f} s each\n\n"
-                  "| clients | answers a second | p50 s | p95 s | refused | errors |\n|---|---|---|---|---|---|")
-            for clients in options.clients:
-                print(row(server, clients, options.seconds, captions), flush=True)
-            print(f"\n{visitors(server, options.run, captions)}")
+            rows = [load(server, clients, options.seconds, captions) for clients in options.clients]
+            own = visitors(server, options.run, captions)
+    print(measure.table(["clients", "answers a second", "p50 s", "p95 s", "refused", "errors"], rows))
+    print(measure.table(["two checkpoints at once", "of them"], own))
+    measure.write(options.json, {"environment": where, "starts": starts, "load": rows, "two checkpoints": own})
 
 
 def draw(folder: Path, images: int) -> list[str]:
@@ -84,7 +85,7 @@ class Server:
             try:
                 if self.ask("a red ring")[0] == "answered":
                     worked = sum(psutil.Process(self.process.pid).cpu_times()[:2])
-                    self.started = f"first answer after {time.monotonic() - started:.1f} s, processors {worked:.1f} s"
+                    self.started = time.monotonic() - started, worked
                     return self
             except httpx.TransportError:
                 time.sleep(0.1)
@@ -109,8 +110,8 @@ class Server:
         return "answered", json.loads(events.rpartition("data: ")[2])[0]
 
 
-def row(server: Server, clients: int, seconds: float, captions: list[str]) -> str:
-    """A line of the table."""
+def load(server: Server, clients: int, seconds: float, captions: list[str]) -> list:
+    """A row: clients, answers a second, median and 95th percentile of the seconds they took, refused, errors."""
     until = time.monotonic() + seconds
 
     def client(number: int) -> list[tuple[str, float]]:
@@ -128,12 +129,11 @@ def row(server: Server, clients: int, seconds: float, captions: list[str]) -> st
     waited = np.array([waited for state, waited in seen if state == "answered"])
     count = {state: sum(one == state for one, _ in seen) for state in ("refused", "error")}
     half, most = np.quantile(waited, [0.5, 0.95]) if len(waited) else (np.nan, np.nan)
-    return (f"| {clients} | {len(waited) / seconds:.1f} | {half:.3f} | {most:.3f} | {count['refused']} | "
-            f"{count['error']} |")
+    return [clients, len(waited) / seconds, half, most, count["refused"], count["error"]]
 
 
-def visitors(server: Server, run: str, captions: list[str], questions: int = 500) -> str:
-    """Two checkpoints asked at once: how many answers are the asked one's own."""
+def visitors(server: Server, run: str, captions: list[str], questions: int = 500) -> list[list]:
+    """Rows about two checkpoints asked at once: how many answers are the asked one's own."""
     names = ["", Models([run]).checkpoints(Choice(run))[-1]]
     asked = [(captions[i % 50], names[i // 50 % 2]) for i in range(questions)]
     alone = {one: server.ask(*one) for one in dict.fromkeys(asked)}
@@ -141,8 +141,8 @@ def visitors(server: Server, run: str, captions: list[str], questions: int = 500
         found = list(pool.map(lambda one: server.ask(*one), asked))
     right = sum(answer == alone[one] and answer[0] == "answered" for one, answer in zip(asked, found))
     differ = sum(alone[words, names[0]] != alone[words, names[1]] for words in captions[:50])
-    return (f"two checkpoints at once: {right} of {questions} answers are the asked one's own; "
-            f"{differ} of 50 queries tell them apart")
+    return [["answers that are the asked one's own", f"{right} of {questions}"],
+            ["queries that the two answer differently", f"{differ} of 50"]]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Each visitor has a page's session and sends a page's own events, without the browser: searches, a look into a result,
 pictures uploaded as a gallery, a fact written into the memory, other checkpoints; then the connection is dropped.
-Programs ask `/search` without a session in between. Prints a line a minute and then the slope of resident memory after
+Programs ask `/search` without a session in between. Prints a row a minute and then the slope of resident memory after
 the warm-up, open files and temporary bytes. While a picture is looked into, memory is higher by tens of MB for some
 seconds, so the slope through the lowest of each half minute stands beside the one through all samples. The exit status
 is 1 where the latter is more than 2 MB a minute, files or descriptors were left, or anything failed.
@@ -12,7 +12,6 @@ is 1 where the latter is more than 2 MB a minute, files or descriptors were left
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
@@ -24,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import measure
 import numpy as np
 import psutil
 from app_load import Server, draw
@@ -36,18 +36,20 @@ from app_visitor import Page  # noqa: E402
 from app.guard import held  # noqa: E402
 from app.models import Choice, Models  # noqa: E402
 
+COLUMNS = ("minute", "resident MB", "descriptors", "temporary MB")
 SLOPE, FILES, TEMPORARY = 2.0, 20, 2000.0  # MB a minute, descriptors more than at first, MB of temporary files
 ASKED = ("images", 12, -1, "", [], False, False)  # as the page has them at first: what to find, how many …
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("run", help="run folder; its newest weights and last two checkpoints are looked at in turn")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--warm-up", type=float, default=3, help="minutes that do not count")
     parser.add_argument("--visitors", type=int, default=4, help="at a time")
     options = parser.parse_args()
+    where = measure.begin(None, "seconds")
     checkpoints = ["newest weights", *Models([options.run]).checkpoints(Choice(options.run))[:2]]
     with tempfile.TemporaryDirectory() as folder:
         pictures, temporary = Path(folder, "pictures"), Path(folder, "temporary")
@@ -59,45 +61,50 @@ def main() -> int:
         with Server(options.run, str(pictures), places) as server:
             visit = Visit(server, options.run, str(pictures), captions, checkpoints)
             seen = soak(server, visit, temporary, 60 * options.minutes, options.visitors)
-    return verdict(seen, options.warm_up, visit.count)
+    rows, failed = verdict(seen, options.warm_up, visit.count)
+    print("\n" + measure.table(["after the warm-up", "measured", "at most"], rows))
+    measure.write(options.json, {"environment": where, "columns": COLUMNS, "samples": seen.tolist(),
+                                 "done": visit.count, "rows": rows})
+    return int(failed)
 
 
 def soak(server: Server, visit: Visit, temporary: Path, seconds: float, visitors: int) -> np.ndarray:
     """Visitors until the time is over; (samples, 4): minute, resident MB, open descriptors, temporary MB."""
-    process, started, seen, told = psutil.Process(server.process.pid), time.monotonic(), [], 0
+    process, started, seen, shown = psutil.Process(server.process.pid), time.monotonic(), [], 0
 
     def come_and_go() -> None:
         while time.monotonic() - started < seconds:
             visit()
 
-    print("| minute | resident MB | descriptors | temporary MB | so far |\n|---|---|---|---|---|", flush=True)
+    print(measure.table([*COLUMNS, "so far"], []), end="", flush=True)
     with ThreadPoolExecutor(visitors) as pool:
         busy = [pool.submit(come_and_go) for _ in range(visitors)]
         while not all(one.done() for one in busy):
             minute = (time.monotonic() - started) / 60
             seen.append((minute, process.memory_info().rss / 1e6, process.num_fds(), held(str(temporary)) / 1e6))
-            if minute >= told:
-                print("| {:.1f} | {:.0f} | {:.0f} | {:.1f} | ".format(*seen[-1]) + visit.told() + " |", flush=True)
-                told += 1
+            if minute >= shown:
+                print(measure.row([round(minute, 1), *seen[-1][1:], visit.so_far()]), flush=True)
+                shown += 1
             time.sleep(1)
     for one in busy:
         one.result()
     return np.array(seen)
 
 
-def verdict(seen: np.ndarray, warm_up: float, count: Counter) -> int:
-    """Prints what grew after the warm-up; 1 where it is more than promised."""
+def verdict(seen: np.ndarray, warm_up: float, count: Counter) -> tuple[list[list], bool]:
+    """What grew after the warm-up, as rows with what is promised; and whether that was broken."""
     minute, resident, descriptors, temporary = seen[seen[:, 0] >= min(warm_up, seen[-1, 0] / 2)].T
     halves = (2 * minute).astype(int)
     lows = [np.flatnonzero(halves == half)[resident[halves == half].argmin()] for half in np.unique(halves)]
     lowest, slope = (np.polyfit(minute[some], resident[some], 1)[0] for some in (lows, slice(None)))
     more = int(np.median(descriptors[-10:]) - np.median(descriptors[:10]))
-    print(f"\nfrom minute {minute[0]:.1f} to {minute[-1]:.1f}: {slope:+.2f} MB a minute (asked: at most {SLOPE:g}), "
-          f"{lowest:+.2f} in the lowest of each half minute; resident {resident[lows[0]]:.0f} to "
-          f"{resident[lows[-1]]:.0f} MB when lowest, at most {resident.max():.0f}; descriptors {more:+d} "
-          f"(asked: within {FILES}); temporary files at most {temporary.max():.1f} MB (asked: {TEMPORARY:.0f}); "
-          f"{count['failed']} failed")
-    return int(slope > SLOPE or abs(more) > FILES or temporary.max() > TEMPORARY or count["failed"] > 0)
+    rows = [["minutes", minute[-1] - minute[0], ""], ["MB a minute", slope, SLOPE],
+            ["MB a minute, lowest of each half minute", lowest, ""],
+            ["resident MB, first of the lowest", resident[lows[0]], ""],
+            ["resident MB, last of the lowest", resident[lows[-1]], ""], ["resident MB, highest", resident.max(), ""],
+            ["descriptors more or less", more, FILES], ["temporary MB", temporary.max(), TEMPORARY],
+            ["visits that failed", count["failed"], 0]]
+    return rows, slope > SLOPE or abs(more) > FILES or temporary.max() > TEMPORARY or count["failed"] > 0
 
 
 class Visit:
@@ -134,7 +141,7 @@ class Visit:
             self._done("failed")
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
-    def told(self) -> str:
+    def so_far(self) -> str:
         """What was done so far."""
         return ", ".join(f"{count:,} {what}" for what, count in sorted(self.count.items()))
 

@@ -11,9 +11,6 @@ parts` gives as GFLOP over ms on the computer in question.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import measure
 import torch
 
@@ -55,12 +52,12 @@ def costs(name: str, size: int, vocab: int, captions: int, tokens: int) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--captions", type=int, default=2, help="captions an image")
     parser.add_argument("--tokens", type=int, default=16, help="tokens a caption, begin and end among them")
     parser.add_argument("--batch", type=int, default=4096, help="images a step over all processes, for the network")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    where = measure.begin()
     rows, times, found = [], [], {}
     for name, size in TOWERS:
         for label, vocab in VOCABULARIES.items():
@@ -81,7 +78,7 @@ def main() -> None:
                          "kB prepared", "M parameters", "MB of gradients sent a step", "MB of features"], rows))
     print(measure.table(["tower", "vocabulary", "TFLOP/s", "images/s", "COCO, 50 epochs: hours",
                          "CC12M, 10 epochs: days"], times))
-    measure.write(options.json, found)
+    measure.write(options.json, {"environment": where, **found})
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def decoding(files: list[bytes], sizes: list[int], rounds: int) -> list[list[obj
             ways = {name: lambda way=way, size=size: [way(file, size) for file in files] for name, way in WAYS.items()}
             ways["bitgen, prepared"] = lambda size=size, data=data: [data.pixels(i, size) for i in range(len(files))]
             times = measure.in_turn(ways, rounds)
-            for name, taken in measure.middle(times).items():
+            for name, taken in measure.medians(times).items():
                 rows.append([size, name, len(files) / taken, measure.ratio(times, "Pillow, bicubic", name)])
     return rows
 
@@ -89,13 +89,13 @@ def waiting(bench: Bench) -> list[float]:
     batches = {"as it is": Feed(bench.data, bench.tokenizer, plain, DEVICE).batches(1, 10**6),
                "augmented": bench.feed.batches(1, 10**6)}
     calls = {name: lambda some=some: next(some) for name, some in batches.items()}
-    middle = measure.middle(measure.in_turn({"step": bench.step()} | calls, bench.rounds))
-    step = middle.pop("step")
-    return [1e3 * step, *(number for taken in middle.values() for number in (1e3 * taken, taken / step))]
+    medians = measure.medians(measure.in_turn({"step": bench.step()} | calls, bench.rounds))
+    step = medians.pop("step")
+    return [1e3 * step, *(number for taken in medians.values() for number in (1e3 * taken, taken / step))]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--files", type=int, default=24)
     parser.add_argument("--sizes", type=int, nargs="+", default=[112, 224])
     parser.add_argument("--data", default="scenes")
@@ -103,7 +103,6 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     where = measure.begin()
     files = [photo(i) for i in range(options.files)]

@@ -5,12 +5,11 @@
 
 Every breakage is made here, on the trainer and objective that `bitgen train` uses. A broken run is judged right where
 the check that names its cause is BAD at the end; a healthy one where no check was BAD after any logged row. Runs that
-are done are not done again. Prints a Markdown table: kind x seed -> verdict, and the step since which it stood.
+are done are not done again. Prints a table: kind x seed -> verdict, and the step since which it stood.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import measure
 import torch
 import torch.nn.functional as F
 
@@ -153,13 +153,13 @@ def judged(kind: Kind, folder: Path) -> Outcome:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, metavar="KIND")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the broken runs")
     parser.add_argument("--healthy-seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--out", type=Path, default=Path("runs/doctor"))
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    where = measure.begin()
     rows, right, false = [], 0, 0
     for name in options.kinds:
         kind = KINDS[name]
@@ -171,10 +171,10 @@ def main() -> None:
             rows.append((name, seed, kind.check or "-", since, ", ".join(found.bad) or "none", "yes" if well else "NO"))
             print(json.dumps(rows[-1]), flush=True)
     broken = sum(kind != "healthy" for kind, *_ in rows)
-    print("\n| kind | seed | expected BAD | BAD since step | all that is BAD | right |\n|---|---|---|---|---|---|")
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |")
-    print(f"\nright verdicts {right}/{broken}, healthy runs called BAD {false}/{len(rows) - broken}")
+    print("\n" + measure.table(["kind", "seed", "expected BAD", "BAD since step", "all that is BAD", "right"], rows))
+    print(f"right verdicts {right}/{broken}, healthy runs called BAD {false}/{len(rows) - broken}")
+    measure.write(options.json, {"environment": where, "rows": rows, "right": right, "broken": broken,
+                                 "healthy called BAD": false, "healthy": len(rows) - broken})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ their captions beside the encoder alone on the same batches (thumbnails, catalog
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -52,9 +51,9 @@ def throughput(encoder: Encoder, data, batches: list[int], rounds: int) -> list[
                 key = (side, count, precision)
                 calls[key], work[key], counts[key] = run, measure.flops(run), count
     most = {"float32": measure.ceiling(torch.float32), PRECISION: measure.ceiling(DTYPE)}
-    middle = measure.middle(measure.in_turn(calls, rounds))
+    medians = measure.medians(measure.in_turn(calls, rounds))
     return [[*key, counts[key] / taken, 1e3 * taken, work[key] / counts[key] / 1e6, work[key] / taken / most[key[2]]]
-            for key, taken in middle.items()]
+            for key, taken in medians.items()]
 
 
 def building(encoder: Encoder, data, rounds: int) -> dict[str, float]:
@@ -71,18 +70,17 @@ def building(encoder: Encoder, data, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         times = measure.in_turn({"encoder alone": alone, "index": lambda: Index.build(
             Path(folder) / str(next(turn)), source, encoder, **quiet)}, rounds)
-    rates = {name: len(data) / taken for name, taken in measure.middle(times).items()}
+    rates = {name: len(data) / taken for name, taken in measure.medians(times).items()}
     return rates | {"kept": measure.ratio(times, "encoder alone", "index")}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--run", help="run folder, checkpoint folder or Hub id")
     parser.add_argument("--data", default="scenes")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     where = measure.begin()
     run = bitgen.load(options.run) if options.run else None

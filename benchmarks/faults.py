@@ -4,13 +4,12 @@
     python benchmarks/faults.py --kills 20 --steps 40 --json out.json   # what the test suite asks for
 
 A toy run (dropout, queue, momentum and memory on, so that every bit of its state counts) is compared with
-the same run undisturbed: weights, training state, each logged loss, TensorBoard. Each attempt is `bitgen train` in a
+the same run uninterrupted: weights, training state, each logged loss, TensorBoard. Each attempt is `bitgen train` in a
 child that is forked from here, so that the libraries are imported once.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import hashlib
@@ -20,6 +19,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -29,6 +29,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process with a pool of threads cannot be forked
 os.environ.update(TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="", MPLBACKEND="Agg")
 
+import measure  # noqa: E402
 import torch  # noqa: E402
 import torch.utils.tensorboard  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -140,7 +141,7 @@ class Toy:
         saving = time.perf_counter()
         attempt.reaches(b")")
         self.save_seconds = time.perf_counter() - saving
-        assert attempt.end() == 0, self.told("reference")
+        assert attempt.end() == 0, self.output("reference")
         self.seconds = time.perf_counter() - started
         self.expected = outcome(folder / "reference", steps)
         assert [row["step"] for row in self.expected["rows"]] == list(range(1, steps + 1))
@@ -156,12 +157,12 @@ class Toy:
         config.output_dir, config.resume = str(self.folder / name), "auto"
         return config
 
-    def told(self, name: str) -> str:
+    def output(self, name: str) -> str:
         """All that the attempts in a run folder printed."""
         return (self.folder / f"{name}.log").read_text(errors="replace").replace("\r", "\n")
 
     def differs(self, name: str) -> list[str]:
-        """In what a finished run is not the undisturbed one; empty where it is the same to the bit."""
+        """In what a finished run is not the uninterrupted one; empty where it is the same to the bit."""
         found = outcome(self.folder / name, self.steps)
         return [what for what in self.expected if found[what] != self.expected[what]]
 
@@ -220,7 +221,7 @@ def kills(toy: Toy, number: int, seed: int) -> dict:
             found["differing"] += [f"{name}: {', '.join(differing)}"] * bool(differing)
         else:
             found["failed resumes"] += 1
-            found["differing"].append(toy.told(name)[-2000:])
+            found["differing"].append(toy.output(name)[-2000:])
     return found
 
 
@@ -318,7 +319,7 @@ def disk(toy: Toy) -> dict:
                 checkpoint.save = sometimes
 
             status = toy.attempt(name, hook).end()
-            warnings = [line for line in toy.told(name).splitlines() if line.startswith("warning")]
+            warnings = [line for line in toy.output(name).splitlines() if line.startswith("warning")]
             kept, rejected = checkpoint.newest(toy.folder / name)
             found[f"{refusal.__name__}, {kind}"] = {
                 "status": status, "warnings": warnings, "newest": kept and kept.name, "rejected": len(rejected),
@@ -350,7 +351,7 @@ def damage(toy: Toy) -> dict:
     before = sorted((toy.folder / "flipped").rglob("*"))
     found["all damaged"] = toy.attempt("flipped").end()
     found["deleted"] = len(set(before) - set((toy.folder / "flipped").rglob("*")))
-    found["told"] = [line for line in toy.told("flipped").splitlines() if "rejected" in line or "cannot" in line]
+    found["printed"] = [line for line in toy.output("flipped").splitlines() if "rejected" in line or "cannot" in line]
     return found
 
 
@@ -370,17 +371,17 @@ def state_without(toy: Toy, part: str) -> dict:
     writers = {file.name: lambda path, file=file: shutil.copy(file, path) for file in source.iterdir()
                if file.name != checkpoint.MANIFEST} | {f"{source.name}.pt": lambda path: torch.save(state, path)}
     checkpoint.save(toy.folder / name, toy.steps - EVERY, writers)
-    return {"status": toy.attempt(name).end(), "told": toy.told(name).splitlines()[-1]}
+    return {"status": toy.attempt(name).end(), "printed": toy.output(name).splitlines()[-1]}
 
 
 def main() -> None:
     """Runs it all and prints what was found."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = measure.parser(__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", help="file that receives everything")
     options = parser.parse_args()
+    where = measure.begin(clock="seconds")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="bitgen-faults-") as folder:
@@ -389,14 +390,16 @@ def main() -> None:
         parts = {"kills": lambda: kills(toy, options.kills, options.seed), "signals": lambda: signals(toy),
                  "disk": lambda: disk(toy), "damage": lambda: damage(toy),
                  "state": lambda: {part: state_without(toy, part) for part in ("random", "progress")}}
-        found = {}
+        found, rows = {}, []
         for name, part in parts.items():
             begun = time.perf_counter()
             found[name] = part()
-            print(f"{name} ({time.perf_counter() - begun:.0f} s): {json.dumps(found[name], indent=1)}", flush=True)
-    print(f"{time.perf_counter() - started:.0f} s in all; an undisturbed run takes {toy.seconds:.1f} s")
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
+            print(f"{name}: done in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+            rows += [[name, what, json.dumps(value)[:120]] for what, value in found[name].items()]
+    rows += [["seconds", "all of it", time.perf_counter() - started],
+             ["seconds", "an uninterrupted run", toy.seconds]]
+    print(measure.table(["part", "what", "found"], rows))
+    measure.write(options.json, {"environment": where, **found})
 
 
 if __name__ == "__main__":

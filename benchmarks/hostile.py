@@ -1,12 +1,18 @@
-"""What hostile checkpoints cost: `python benchmarks/hostile.py [--mutations N]`.
+"""What hostile checkpoints cost.
 
-Each case of `tests/strangers.py` is loaded in a process of its own; printed are seconds of processor time, memory
+    python benchmarks/hostile.py
+    python benchmarks/hostile.py --mutations 1000
+
+Each case of `tests/strangers.py` is loaded in a process of its own; a row is seconds of processor time, memory
 beyond what the process had before, and the reason of the refusal. `--mutations` then changes random bytes of a valid
 checkpoint N times, each of which has to be refused or to load. The exit status is 1 where a case was not refused, took
 more than 5 s or 300 MB, or ran what it carried.
 """
 
-import argparse
+from __future__ import annotations
+
+import json
+import math
 import os
 import random
 import shutil
@@ -14,19 +20,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import measure  # noqa: E402
 import strangers  # noqa: E402
 
 from bitgen.hub import load  # noqa: E402
 
-SECONDS, BYTES = 5.0, 300e6
+SECONDS, BYTES, GOOD = 5.0, 300e6, "ok"
+COLUMNS = ("case", "as promised", "s", "MB", "what was said")
 
 
-def attempt(name: str, folder: Path) -> bool:
-    """Load the spoiled folder; prints what it cost, returns whether that is as promised."""
+def attempt(name: str, folder: Path) -> list:
+    """A row about loading the spoiled folder: whether all is as promised, seconds, MB and the reason."""
     started = time.process_time()
     with strangers.memory() as used:
         try:
@@ -37,16 +46,20 @@ def attempt(name: str, folder: Path) -> bool:
     seconds, peak = time.process_time() - started, used()
     ran = (folder / strangers.CANARY).exists()
     good = reason != "NOT REFUSED" and not ran and seconds <= SECONDS and peak <= BYTES
-    print(f"{'ok ' if good else 'BAD'}  {seconds:5.2f} s {peak / 1e6:6.0f} MB  {name}: {'RAN. ' * ran}{reason[:90]}",
-          flush=True)
-    return good
+    return [name, GOOD if good else "BAD", seconds, peak / 1e6, "RAN. " * ran + reason[:90]]
 
 
-def isolated(action) -> bool:
-    """`action()` in a forked process; false where it died."""
+def isolated(name: str, action: Callable[..., list], *arguments) -> list:
+    """The row of `action(name, …)` in a forked process; one that says so where it died."""
+    theirs, ours = os.pipe()
     if not (child := os.fork()):
-        os._exit(0 if action() else 1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os.write(ours, json.dumps(action(name, *arguments)).encode())
+        os._exit(0)
+    os.close(ours)
+    with open(theirs, encoding="utf-8") as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else [name, "BAD", math.nan, math.nan, "the process died"]
 
 
 def mutate(folder: Path, chance: random.Random) -> None:
@@ -62,8 +75,9 @@ def mutate(folder: Path, chance: random.Random) -> None:
     path.write_bytes(data)
 
 
-def mutations(valid: Path, count: int) -> bool:
-    """Load `count` mutations; anything but a model or a `ValueError` ends the process."""
+def mutations(name: str, valid: Path, count: int) -> list:
+    """A row about loading `count` mutations: the slowest one's seconds, the most memory, how many ended how. Anything
+    but a model or a `ValueError` ends the process."""
     ends, slowest, chance = Counter(), 0.0, random.Random(0)
     with strangers.memory() as used, tempfile.TemporaryDirectory() as place:
         for _ in range(count):
@@ -76,26 +90,31 @@ def mutations(valid: Path, count: int) -> bool:
             except ValueError:
                 ends["refused"] += 1
             slowest = max(slowest, time.process_time() - started)
-        print(f"mutations: {dict(ends)}, slowest {slowest:.2f} s, {used() / 1e6:.0f} MB more at the peak")
-    return slowest <= SECONDS and used() <= BYTES
+        good = slowest <= SECONDS and used() <= BYTES
+        return [name, GOOD if good else "BAD", slowest, used() / 1e6, str(dict(ends))]
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--mutations", type=int, default=0)
-    count = options.parse_args().mutations
+    parser = measure.parser(__doc__)
+    parser.add_argument("--mutations", type=int, default=0)
+    options = parser.parse_args()
+    where = measure.begin(None, "CPU seconds")
     with tempfile.TemporaryDirectory() as place:
         valid = strangers.write(Path(place) / "valid")
         load(valid)
-        good = []
+        rows = []
         for name, (spoil, _) in strangers.CASES.items():
             folder = Path(shutil.copytree(valid, Path(place) / "checkpoint-1"))
             spoil(folder)
-            good.append(isolated(lambda name=name, folder=folder: attempt(name, folder)))
+            rows.append(isolated(name, attempt, folder))
             shutil.rmtree(folder)
-        print(f"{sum(good)} of {len(good)} refused within {SECONDS:.0f} s and {BYTES / 1e6:.0f} MB")
-        fine = all(good) and (not count or isolated(lambda: mutations(valid, count)))
-    return 0 if fine else 1
+        refused = sum(row[1] == GOOD for row in rows)
+        if options.mutations:
+            rows.append(isolated("mutations", mutations, valid, options.mutations))
+    print(measure.table(COLUMNS, rows))
+    print(f"{refused} of {len(strangers.CASES)} refused within {SECONDS:.0f} s and {BYTES / 1e6:.0f} MB")
+    measure.write(options.json, {"environment": where, "columns": COLUMNS, "rows": rows})
+    return int(any(row[1] != GOOD for row in rows))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ checkpoint was there after the fault. Every state of the repository seen by a re
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import socket
@@ -21,6 +20,7 @@ import threading
 import time
 from pathlib import Path
 
+import measure
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
@@ -70,9 +70,9 @@ class Case:
                 self.hub.seed(REPO, {})
             reader.start()
             save(self.folder, 1)
-            self.told = []
+            self.messages = []
             limits = LIMITS if isinstance(self.kind, int) else SHORT
-            run = Publisher(self.folder, HubConfig(repo=REPO), limits, tell=self.told.append)
+            run = Publisher(self.folder, HubConfig(repo=REPO), limits, tell=self.messages.append)
             begun = time.monotonic()
             kind = self._fail(run)
             seconds = time.monotonic() - begun
@@ -147,12 +147,13 @@ class Case:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measure.parser(__doc__)
     parser.add_argument("--endpoints", nargs="+", choices=ENDPOINTS, default=ENDPOINTS)
     parser.add_argument("--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS))
     options = parser.parse_args()
-    busy, quiet, failures, cases = [], [], [], 0
-    print(f"{'':16}" + "".join(f"{endpoint:>20}" for endpoint in options.endpoints))
+    where = measure.begin(None, "seconds")
+    busy, quiet, failures, rows = [], [], [], []
+    print(measure.table(["fault", *options.endpoints], []), end="", flush=True)
     for fault in options.faults:
         cells = []
         for endpoint in options.endpoints:
@@ -162,16 +163,17 @@ def main() -> int:
                 case.steps, enough = quiet, len(quiet) + 100
                 while len(quiet) < min(len(busy), enough):
                     case._train()
-            cases += 1
+            rows.append({"fault": fault, "endpoint": endpoint, "outcome": kind, "seconds": seconds, "tries": tries,
+                         "wrong": wrong})
             failures += [f"{fault} at {endpoint}: {wrong}"] if wrong else []
             cells.append(f"{kind} {seconds:.1f} s, {tries}" + "!" * bool(wrong))
-        print(f"{fault:16}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
-    print(f"\n{cases} cases, {len(failures)} wrong")
-    print("\n".join(failures))
-    if busy:
-        with_push, without = (1000 * statistics.median(steps) for steps in (busy, quiet))
-        print(f"median step: {with_push:.3f} ms while pushing, {without:.3f} ms without "
-              f"({len(busy)} and {len(quiet)} steps, taken in turns)")
+        print(measure.row([fault, *cells]), flush=True)
+    print("\n" + "\n".join([f"{len(rows)} cases, {len(failures)} wrong", *failures]))
+    steps = {name: 1000 * statistics.median(taken) for name, taken in
+             (("while pushing", busy), ("without", quiet)) if taken}
+    if steps:
+        print("\n" + measure.table(["median step", "ms"], list(steps.items())))
+    measure.write(options.json, {"environment": where, "cases": rows, "median step, ms": steps})
     return int(bool(failures))
 
 

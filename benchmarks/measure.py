@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: where they ran, times of several calls in turn, memory, arithmetic, table, JSON.
+"""What the benchmarks share: where they ran, times of several calls in turn, memory, arithmetic, table, JSON.
 
 On a CPU times are CPU seconds of one thread and the calls take turns (A B C A B C), so that ratios hold on a busy
 computer too; on a GPU they are seconds between two synchronisations, of a GPU that should be ours alone.
@@ -6,12 +6,13 @@ computer too; on a GPU they are seconds between two synchronisations, of a GPU t
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -25,16 +26,26 @@ from bitgen.precision import precision
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PRECISION = precision("auto")
 DTYPE = {"bf16": torch.bfloat16, "float32": torch.float32}[PRECISION]
+CLOCK = "CPU seconds" if DEVICE.type == "cpu" else "seconds, synchronised"
 
 
-def begin(threads: int = 1) -> dict[str, object]:
-    """Set the number of threads and the seed; prints and returns where this runs."""
-    torch.set_num_threads(threads)
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A command line with `--json`, explained by the benchmark's docstring."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", type=Path, metavar="FILE", help="file for the environment and all that was measured")
+    return made
+
+
+def begin(threads: int | None = 1, clock: str = CLOCK) -> dict[str, object]:
+    """Set the number of threads (None: as it is) and the seed; prints and returns where this runs.
+
+    clock: what seconds are, where they are not those of `seconds`.
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
     torch.manual_seed(0)
     found = {"device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else processor(), "precision": PRECISION,
-             "threads": threads, "torch": torch.__version__, "transformers": transformers.__version__,
-             "python": platform.python_version(),
-             "clock": "CPU seconds" if DEVICE.type == "cpu" else "seconds, synchronised"}
+             "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__,
+             "python": platform.python_version(), "clock": clock}
     print("; ".join(f"{name} {value}" for name, value in found.items()) + "\n", flush=True)
     return found
 
@@ -75,7 +86,7 @@ def in_turn(calls: dict[str, Callable[[], object]], rounds: int, warm_up: int = 
     return times
 
 
-def middle(times: dict[str, list[float]]) -> dict[str, float]:
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
     """The median of each."""
     return {name: median(some) for name, some in times.items()}
 
@@ -125,14 +136,17 @@ def _status(field: str) -> int:
     return int(re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
-# What is told ---------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------
 
 
 def table(columns: list[str], rows: list[list[object]]) -> str:
     """Markdown; numbers with three significant digits."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    lines = [[str(name) for name in columns], ["---"] * len(columns), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join([row(columns), row(["---"] * len(columns)), *map(row, rows)]) + "\n"
+
+
+def row(cells: Sequence[object]) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(map(_cell, cells)) + " |"
 
 
 def _cell(value: object) -> str:

@@ -4,7 +4,7 @@
 
 Writes 24 pairs (image, first caption) to an empty memory, reads with a key and asks whose written value is nearest
 to what came back, by cosine less the episode's mean: chance is 1/24. "Noise 0.5" is Gaussian noise of half the key's
-own length. Prints a Markdown table of means over the episodes.
+own length. Prints a table of means over the episodes.
 
 "On the page" are the app's own functions: 24 facts of a session, written one by one, each a picture with its own words,
 with those of a picture that no fact has, which no model can know, or, to confuse it, with those of the next fact's
@@ -14,10 +14,10 @@ opened again: what has become of the gallery's recall?
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
+import measure
 import torch
 import torch.nn.functional as F
 
@@ -36,35 +36,34 @@ from bitgen.model import unit
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("run", help="run folder, checkpoint folder or Hub id")
     parser.add_argument("--data", default="scenes")
     parser.add_argument("--split", default="test")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.25, 0.5])
     parser.add_argument("--episodes", type=int, default=40)
     options = parser.parse_args()
-    torch.manual_seed(0)
+    where = measure.begin(None)
     model, processor = bitgen.load(options.run)
     if model.memory is None:
         parser.error(f"{options.run}: has no memory (model.memory_slots 0)")
     data = open_data(DataConfig(root=options.data), options.split, processor.vision.image_size)
-    rows = []
-    for episode in range(min(options.episodes, len(data) // EPISODE)):
-        rows.append(one_episode(model, processor, data, range(episode * EPISODE, (episode + 1) * EPISODE),
-                                options.noise))
-    print(f"{options.run} on {options.data}/{options.split}: {len(rows)} episodes of {EPISODE} pairs, "
-          f"{model.memory.slots} slots\n\n| what | measured | chance |\n|---|---|---|")
-    for name in rows[0]:
-        mean = sum(row[name] for row in rows) / len(rows)
-        print(f"| {name} | {mean:.4g} | {'' if 'error' in name else f'{1 / EPISODE:.3f}'} |")
+    episodes = [one_episode(model, processor, data, range(start * EPISODE, (start + 1) * EPISODE), options.noise)
+                for start in range(min(options.episodes, len(data) // EPISODE))]
+    rows = [[name, sum(each[name] for each in episodes) / len(episodes), "" if "error" in name else 1 / EPISODE]
+            for name in episodes[0]]
     report = perplexities(model, processor, data)
-    print(f"| caption perplexity, empty memory | {report['perplexity']:.3f} | {report['chance_perplexity']:.0f} |")
-    print(f"| caption perplexity, memory written | {report['perplexity_memory']:.3f} | |")
-    on_the_page(options.run, data, processor.vision.image_size, len(rows))
+    rows += [["caption perplexity, empty memory", report["perplexity"], report["chance_perplexity"]],
+             ["caption perplexity, memory written", report["perplexity_memory"], report["chance_perplexity"]],
+             *on_the_page(options.run, data, processor.vision.image_size, len(episodes))]
+    print(f"{options.run} on {options.data}/{options.split}: {len(episodes)} episodes of {EPISODE} pairs, "
+          f"{model.memory.slots} slots\n\n" + measure.table(["what", "measured", "chance"], rows))
+    measure.write(options.json, {"environment": where, "episodes": len(episodes), "rows": rows})
 
 
-def on_the_page(run: str, data, size: int, episodes: int) -> None:
+def on_the_page(run: str, data, size: int, episodes: int) -> list[list]:
     """Lines of the table: facts written and read back by the app, and the gallery's recall before and after."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         bench, view = Bench(run, save_to=Path(folder)), View(Choice(run), "")
         for words, shift in (("words of the next fact's picture", 1), ("its own words", 0),
@@ -77,13 +76,13 @@ def on_the_page(run: str, data, size: int, episodes: int) -> None:
                     edits = page.write(bench, view, edits, picture(data.pixels(i, size).numpy()[None], 0), said)
                 found = page.read_back(bench, view, edits)
                 shares.append(sum(rank == 1 for _, rank, *_ in found) / EPISODE)
-            print(f"| on the page, {words}: right fact first | {sum(shares) / episodes:.4g} (worst session "
-                  f"{min(shares):.3f}) | {1 / EPISODE:.3f} |", flush=True)
+            rows += [[f"on the page, {words}: right fact first", sum(shares) / episodes, 1 / EPISODE],
+                     [f"on the page, {words}: the same in the worst session", min(shares), 1 / EPISODE]]
         written = bitgen.load(saved.save(bench, view, edits, "written"))
         reports = [evaluate(*loaded, data) for loaded in (bench.model(view)[:2], written)]
-    for name in ("t2i_r1", "i2t_r1", "rerank_t2i_r1", "rerank_i2t_r1"):
-        before, after = (report[name] for report in reports)
-        print(f"| {name} of the gallery before, after | {before:.4f}, {after:.4f} | |")
+    return rows + [[f"{name} of the gallery, {when}", report[name], report[f"chance_{name.removeprefix('rerank_')}"]]
+                   for name in ("t2i_r1", "i2t_r1", "rerank_t2i_r1", "rerank_i2t_r1")
+                   for when, report in zip(("before", "with the memory written"), reports)]
 
 
 def one_episode(model, processor, data, indices, noises) -> dict[str, float]:

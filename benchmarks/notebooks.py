@@ -4,13 +4,12 @@
     python benchmarks/notebooks.py --times 1
 
 Each pass of each notebook has a kernel of its own and folders of its own; all look at one small run that is trained
-first. Prints the seconds of each pass, whether what is printed and what is drawn is the same in all of them, and what
-went wrong: warnings, errors, kernels that died. The exit status is 1 where anything did, or where a pass differs.
+first. Prints a table: the seconds of each pass, whether what is printed and what is drawn is the same in all of them,
+and what went wrong: warnings, errors, kernels that died. The exit status is 1 where anything did, or a pass differs.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import runpy
 import sys
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import measure
 import nbformat
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -32,23 +32,26 @@ EXECUTE = SimpleNamespace(**runpy.run_path(str(ROOT / "notebooks" / "execute.py"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--times", type=int, default=3)
-    times = parser.parse_args().times
+    options = parser.parse_args()
+    where = measure.begin(None, "seconds")
     with tempfile.TemporaryDirectory() as place:
         run = small_run(Path(place) / "run")
         passes = [{path.stem: one_pass(path, run) for path in sorted(EXECUTE.HERE.glob("*.ipynb"))}
-                  for _ in range(times)]
-    print(f"{'notebook':18}{'seconds of each pass':30}{'prints':10}{'draws':10}went wrong")
-    bad = False
+                  for _ in range(options.times)]
+    bad, rows = False, []
     for name in passes[0]:
         seconds, printed, drawn, wrong = zip(*(each[name] for each in passes))
         alike = [all(each == part[0] for each in part) for part in (printed, drawn)]
         said = [line for lines in wrong for line in lines]
         bad |= bool(said) or not all(alike)
-        print(f"{name:18}{' '.join(f'{each:.0f}' for each in seconds):30}"
-              + "".join(f"{'the same' if same else 'DIFFERS':10}" for same in alike) + ("; ".join(said) or "nothing"))
-    print(f"{'together':18}{' '.join(f'{sum(each[0] for each in one.values()):.0f}' for one in passes)}")
+        rows.append([name, *seconds, *("the same" if same else "DIFFERS" for same in alike),
+                     "; ".join(said) or "nothing"])
+    rows.append(["together", *(sum(each[0] for each in one.values()) for one in passes), "", "", ""])
+    columns = ["notebook", *(f"pass {i}, s" for i in range(1, options.times + 1)), "prints", "draws", "went wrong"]
+    print(measure.table(columns, rows))
+    measure.write(options.json, {"environment": where, "columns": columns, "rows": rows})
     return int(bad)
 
 

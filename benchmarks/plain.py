@@ -17,7 +17,7 @@ from bitgen.config import LossConfig
 from bitgen.memory import Belief, Reading, evidence, kl_divergence, quality
 from bitgen.model import BitGen, pair_key
 from bitgen.negatives import MomentumCopy
-from bitgen.objective import Objective
+from bitgen.objective import Objective, Written
 from bitgen.transformer import Attention
 
 
@@ -68,7 +68,7 @@ class PlainObjective(Objective):
             losses["memory_kl"] = torch.stack(divergences).mean()
             reading = Reading(torch.stack(means), torch.stack(variances))
             report["memory_quality"] = quality(value[kept].detach(), reading.mean[kept])
-        return reading, key, address.detach() * kept[:, None], total
+        return reading, Written(key, address.detach() * kept[:, None], total)
 
 
 class Momentum(MomentumCopy):

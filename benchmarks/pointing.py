@@ -10,11 +10,11 @@ weighted by the gradient of the matching log-odds.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator
 
+import measure
 import torch
 from torch import Tensor
 
@@ -30,10 +30,11 @@ KNOWN = {word: (field, name) for field in ("colour", "shape", "size", "texture")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("run", help="run folder, checkpoint folder or Hub id")
     parser.add_argument("--images", type=int, default=200)
     options = parser.parse_args()
+    where = measure.begin(None)
     model, processor = bitgen.load(options.run)
     size = processor.vision.image_size
     data = open_data(DataConfig(root="scenes"), "test", size)
@@ -50,10 +51,10 @@ def main() -> None:
                 hits[method] += pointed(maps[chosen].sum(0), box, size)
         objects += len(named)
         area += sum((right - left) * (bottom - top) for (left, top, right, bottom), _ in named) / size**2
-    print(f"{options.run}: {objects} objects named in {images} captions\n\n"
-          f"| words point at their object | share |\n|---|---|\n| chance | {area / objects:.3f} |")
-    for method, count in hits.most_common():
-        print(f"| {method} | {count / objects:.3f} |")
+    rows = [["chance", area / objects], *([method, count / objects] for method, count in hits.most_common())]
+    print(f"{options.run}: {objects} objects named in {images} captions\n")
+    print(measure.table(["words point at their object", "share"], rows))
+    measure.write(options.json, {"environment": where, "objects": objects, "images": images, "rows": rows})
 
 
 def looks(model, tokenizer, pixel_values: Tensor, input_ids: Tensor,

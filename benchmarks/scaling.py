@@ -32,11 +32,11 @@ WORLD = 2
 def growing(bench: Bench, steps: dict[int, Step], units: dict[int, float], unit: str) -> dict:
     """The table of steps by size; `units` says how much of what should cost the same each does."""
     times = measure.in_turn(steps, bench.rounds)
-    middle = measure.middle(times)
+    medians = measure.medians(times)
     first = next(iter(steps))
     rows = [[size, 1e3 * taken, measure.flops(steps[size]) / 1e9, measure.peak_bytes(steps[size]) / 1e6,
-             1e3 * taken / units[size], taken / units[size] / (middle[first] / units[first])]
-            for size, taken in middle.items()]
+             1e3 * taken / units[size], taken / units[size] / (medians[first] / units[first])]
+            for size, taken in medians.items()]
     print(measure.table(["size", "step ms", "GFLOP", "peak MB", f"ms {unit}", "against the first"], rows))
     return {"rows": rows, "times": times}
 
@@ -153,7 +153,7 @@ def measured(bench: Bench, batch: Batch) -> dict:
     def again() -> None:
         step.update(forward_backward(step.batch)[1])
 
-    seconds = measure.middle(measure.in_turn({"step": again}, bench.rounds))["step"]
+    seconds = measure.medians(measure.in_turn({"step": again}, bench.rounds))["step"]
     return {"losses": losses, "gradients": gradients, "state": state, "seconds": seconds,
             "bytes": sum(4 * p.numel() for p in parameters)}
 

@@ -282,7 +282,7 @@ WHAT = {"features": features, "speed": speed, "latency": latency, "worth": worth
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("run", help="run folder, checkpoint folder or Hub id")
     parser.add_argument("--count", type=int, default=1_000_000, help="features to make")
@@ -290,7 +290,6 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="rows of an index")
     parser.add_argument("--data", default="scenes", help="data set whose pictures are taken")
     parser.add_argument("--images", type=int, default=5000, help="pictures of `latency`")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     where = measure.begin()
     found = WHAT[options.what](Encoder(*bitgen.load(options.run)), options)

@@ -9,10 +9,8 @@ rendering neither. CPU seconds are those of all threads, and hold on a busy comp
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
-from pathlib import Path
 
 import measure
 from measure import DEVICE
@@ -53,7 +51,7 @@ def clocks() -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(__doc__)
     parser.add_argument("--config", default="scenes", help="preset, or a YAML file")
     parser.add_argument("--data", help="data.root, where it is not the preset's")
     parser.add_argument("--pretrained", help="vision.pretrained, where it is not the preset's")
@@ -61,7 +59,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="steps between two looks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     where = measure.begin(options.threads)
     config = load_preset(options.config)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import measure
 import torch
@@ -134,10 +133,10 @@ def parts(bench: Bench) -> dict:
         call()
     work = {name: measure.flops(call) for name, call in calls.items()}
     times, most = measure.in_turn(calls, bench.rounds), measure.ceiling()
-    middle = measure.middle(times)
-    whole, rows = middle["whole step"], []
-    rest = whole - sum(some for name, some in middle.items() if name not in ("whole step", "data"))
-    for name, taken in middle.items():
+    medians = measure.medians(times)
+    whole, rows = medians["whole step"], []
+    rest = whole - sum(some for name, some in medians.items() if name not in ("whole step", "data"))
+    for name, taken in medians.items():
         rows.append([name, 1e3 * taken, taken / whole, work[name] / 1e9, work[name] / taken / most])
     rows.append(["not told apart", 1e3 * rest, rest / whole, "", ""])
     images, captions = len(bench.batch.image_ids), len(bench.batch.caption_ids)
@@ -156,11 +155,10 @@ def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
         image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, batch.attention_mask)
         keys = task._keys(batch, image, text)
     image, text = (type(x)(*(leaf(y) for y in x)) for x in (image, text))
-    similarity = (image.feature @ text.feature.T).T.detach()
-    allowed = batch.image_index[:, None] != torch.arange(len(image.feature), device=DEVICE)
     with step.autocast():
-        code = leaf(task._match(image, text, batch, first, similarity, allowed, {}, {}))
-        reading, *written = task._episode(image.feature, text.feature[first], code, first >= 0, {}, {})
+        candidates = task._contrast(image.feature, text.feature, keys, batch, first, {})[1]
+        code = leaf(task._match(image, text, batch, first, candidates, {}, {}))
+        reading, _ = task._episode(image.feature, text.feature[first], code, first >= 0, {}, {})
         states, targets = model.decode_real(batch.input_ids, batch.attention_mask, model.context(image, reading),
                                             batch.image_index)
         states = leaf(states)
@@ -172,11 +170,11 @@ def part_calls(bench: Bench, step: Step) -> dict[str, Callable[[], None]]:
             return task._contrast(image.feature, text.feature, keys, batch, first, {})[0]
 
     def matching(losses: dict) -> Tensor:
-        task._match(image, text, batch, first, similarity, allowed, losses, {})
+        task._match(image, text, batch, first, candidates, losses, {})
         return losses["itm"]
 
     def memory(losses: dict) -> Tensor:
-        read = task._episode(image.feature, text.feature[first], code, first >= 0, losses, {})[0]
+        read, _ = task._episode(image.feature, text.feature[first], code, first >= 0, losses, {})
         return losses["memory_kl"] + read.mean.sum()
 
     def decoder() -> Tensor:
@@ -333,7 +331,7 @@ def compared(bench: Bench, steps: dict[str, Step], base: str) -> dict:
     """Steps in turn: time, arithmetic, peak memory, and how many times as long as `base` each takes."""
     times = measure.in_turn(steps, bench.rounds)
     work, most = {name: measure.flops(step) for name, step in steps.items()}, measure.ceiling()
-    rows, medians = [], measure.middle(times)
+    rows, medians = [], measure.medians(times)
     for name, step in steps.items():
         memory, taken = measure.peak_bytes(step), medians[name]
         rows.append([name, 1e3 * taken, len(step.batch.image_ids) / taken, len(step.batch.caption_ids) / taken,
@@ -347,7 +345,7 @@ STUDIES = {study.__name__: study for study in (parts, objective, contrast, terna
 
 def command_line(doc: str, known: dict[str, Callable], **usual) -> argparse.ArgumentParser:
     """The command line of a benchmark of studies: which ones, and what a `Bench` reads; `usual`: other defaults."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure.parser(doc)
     parser.add_argument("studies", nargs="*", metavar="STUDY",
                         help=f"{', '.join(known)}; by default {', '.join(usual['studies'])}")
     parser.add_argument("--data", default="scenes")
@@ -356,7 +354,6 @@ def command_line(doc: str, known: dict[str, Callable], **usual) -> argparse.Argu
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--captions", type=int, default=2, help="captions an image")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     parser.set_defaults(**usual)
     return parser
 

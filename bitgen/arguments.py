@@ -1,11 +1,13 @@
 """Command lines: options as a dataclass, one line for a word that is none of those that there are, files to write.
 
 tyro reads them. It prints a box of up to ten lines for what it refuses, and names what is nearest only where that is
-very near; commands, settings and choices are therefore looked at before.
+very near; commands, settings, choices and numbers are therefore looked at before, and of its boxes a line is kept.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import sys
@@ -23,14 +25,15 @@ OWN = ("-h", "--help", "--tyro-")
 """How tyro's own settings begin."""
 PICTURES = ("sheet", "picture")
 """Settings that name a picture to write."""
+NUMBERS = {int: "a whole number", float: "a number"}
 
 
-def placed(kind: Any, name: str) -> Any:
+def positional(kind: Any, name: str) -> Any:
     """The type of an argument that is told by its place, and what help calls it."""
     return tyro.conf.Positional[Annotated[kind, tyro.conf.arg(metavar=name)]]
 
 
-RUN = placed(str, "RUN")
+RUN = positional(str, "RUN")
 
 
 def parse(options: type | dict[str, type], prog: str, argv: Sequence[str], **more: Any) -> Any:
@@ -45,7 +48,25 @@ def parse(options: type | dict[str, type], prog: str, argv: Sequence[str], **mor
         command = known_command(argv, options, prog)
         return parse(options[command], f"{prog} {command}", argv[1:], **more)
     check_settings(_settings(options), prog, argv)
-    return tyro.cli(options, prog=prog, args=argv, **more)
+    return read(options, prog, argv, **more)
+
+
+def read(options: type, prog: str, argv: Sequence[str], **more: Any) -> Any:
+    """`tyro.cli`, which ends the process with status 2 and one line for what it refuses."""
+    with contextlib.redirect_stderr(io.StringIO()) as refused:
+        try:
+            return tyro.cli(options, prog=prog, args=argv, **more)
+        except SystemExit as end:
+            if end.code != 2:
+                raise
+    refuse(f"{_reason(refused.getvalue())}; `{prog} --help` lists all")
+
+
+def _reason(box: str) -> str:
+    """What tyro's box says between title and help, as one line; its rules and frame are of Unicode or ASCII."""
+    inside = box.partition("\n")[2].replace("│", " ")
+    parts = [" ".join(part.split()) for part in re.split("[─-]{20,}", inside)]
+    return next(filter(None, parts)).rstrip(".")
 
 
 def known_command(argv: Sequence[str], commands: Collection[str], prog: str) -> str:
@@ -58,8 +79,8 @@ def known_command(argv: Sequence[str], commands: Collection[str], prog: str) -> 
 
 
 def check_settings(known: dict[str, Any], prog: str, argv: Sequence[str]) -> None:
-    """Ends the process with status 2 for a setting that is not `known` (names with their types, as in `optim.lr`), and
-    for a value that is none of those its type allows; both times the nearest is named."""
+    """Ends the process with status 2 for a setting that is not `known` (names with their types, as in `optim.lr`), for
+    one without a value, and for a value that is no number or none of the words that its type allows."""
     for argument, following in zip(argv, [*argv[1:], "--"]):
         if argument == "--":  # no settings from here on
             return
@@ -70,10 +91,23 @@ def check_settings(known: dict[str, Any], prog: str, argv: Sequence[str]) -> Non
         if name not in known or not flag.startswith("--"):
             near = nearest(name, known).replace("_", "-")
             refuse(f"unknown setting {flag}; did you mean --{near}? `{prog} --help` lists all")
-        value, choices = value if given else following, _choices(known[name])
-        if choices and value not in choices and (given or not value.startswith("--")):
-            refuse(f"{flag}: expected one of {', '.join(choices)}, got {value!r}; "
-                   f"did you mean {nearest(value, choices)!r}?")
+        if given or not following.startswith("--"):
+            _check_value(flag, value if given else following, known[name])
+        elif bool not in _kinds(known[name]):
+            refuse(f"{flag} needs a value; `{prog} --help` lists all")
+
+
+def _check_value(flag: str, value: str, hint: Any) -> None:
+    """Ends the process for a `value` that a setting of this type cannot have; other types are left to tyro."""
+    kinds = _kinds(hint)
+    numbers, words = [kind for kind in kinds if kind in NUMBERS], sum(map(_words, kinds), [])
+    if not all(kind in NUMBERS or _words(kind) for kind in kinds):
+        return
+    if value in words or any(_reads(value, kind) for kind in numbers):
+        return
+    if numbers:
+        refuse(f"{flag}: expected {' or '.join([NUMBERS[kind] for kind in numbers] + words)}, got {value!r}")
+    refuse(f"{flag}: expected one of {', '.join(words)}, got {value!r}; did you mean {nearest(value, words)!r}?")
 
 
 def check_files(**options: str | None) -> None:
@@ -120,10 +154,22 @@ def _settings(options: type) -> dict[str, Any]:
     return named | {f"no_{name}": hint for name, hint in named.items() if hint is bool} | {"help": bool}
 
 
-def _choices(hint: Any) -> list[str]:
+def _kinds(hint: Any) -> tuple:
+    """The types that a setting may be of."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _words(kind: Any) -> list[str]:
     """All that a setting of this type may be, as it is written; none where it may be any number, word or path."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    words = [["None"] if kind is types.NoneType else
-             [str(word) for word in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
-             for kind in kinds]
-    return sum(words, []) if all(words) else []
+    if kind is types.NoneType:
+        return ["None"]
+    return [str(word) for word in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
+
+
+def _reads(value: str, kind: type) -> bool:
+    """Whether a word is a number of this kind."""
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True

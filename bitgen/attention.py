@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitgen.data import Batch
-from bitgen.diagnostics import undisturbed
+from bitgen.diagnostics import deterministic_eval
 from bitgen.model import BitGen
 from bitgen.transformer import Attention
 
@@ -40,7 +40,7 @@ def attention_entropy(model: BitGen, batch: Batch) -> dict[str, list[float]]:
 
     hooks = [module.register_forward_hook(hook, with_kwargs=True) for module in names]
     try:
-        with undisturbed(model):
+        with deterministic_eval(model):
             tower = _tower_attention(model, batch.pixel_values)
             image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, mask)
             firsts = batch.firsts()
@@ -81,7 +81,7 @@ def _tower_attention(model: BitGen, pixel_values: Tensor) -> dict[str, list[floa
 
 
 @torch.no_grad()
-def decoder_looks(model: BitGen, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def decoder_attention(model: BitGen, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Attention (L - 1, P) of the decoder over patches when it predicts token 1 and following of one caption.
 
     pixel_values (1, 3, S, S); input_ids, attention_mask (1, L'), L tokens of which are real. Mean over layers and
@@ -89,7 +89,7 @@ def decoder_looks(model: BitGen, pixel_values: Tensor, input_ids: Tensor, attent
     """
     weights: list[Tensor] = []
     input_ids = input_ids[:, attention_mask[0].bool()]
-    with undisturbed(model):
+    with deterministic_eval(model):
         context = model.context(model.image_tokens(pixel_values))
         embedded = model.text.embedding(input_ids[:, :-1])
         model.decoder(embedded, model.decoder.contexts(context), weights=weights)          # each (1, H, L-1, 1+P+1)
@@ -101,7 +101,8 @@ def occlusion(model: BitGen, pixel_values: Tensor, input_ids: Tensor, attention_
     """How far the cosine of image and caption falls when one patch is painted over, for each patch (P,).
 
     What the contrast needs to see, whatever its attention does (Zeiler & Fergus 2014, arXiv 1311.2901, section 4.2).
-    Painted in the image's median colour; below 0 where the caption fits better without. Arguments as `decoder_looks`.
+    Painted in the image's median colour; below 0 where the caption fits better without. Arguments as of
+    `decoder_attention`.
     """
     patches = model.vision.patches
     side = math.isqrt(patches)
@@ -109,7 +110,7 @@ def occlusion(model: BitGen, pixel_values: Tensor, input_ids: Tensor, attention_
     hidden = torch.eye(patches, dtype=torch.bool, device=pixel_values.device).view(patches, 1, side, side)
     hidden = hidden.repeat_interleave(size, 2).repeat_interleave(size, 3)                  # (P, 1, S, S)
     median = pixel_values[0].flatten(1).median(1).values[None, :, None, None]
-    with undisturbed(model):
+    with deterministic_eval(model):
         caption = model.encode_text(input_ids, attention_mask)[0]
         whole = model.encode_image(pixel_values)[0] @ caption
         without = [model.encode_image(torch.where(rows, median, pixel_values)) @ caption for rows in hidden.split(64)]

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from bitgen import feature_figures, memory_figures, network_figures
-from bitgen.attention import attention_entropy, decoder_looks
+from bitgen.attention import attention_entropy, decoder_attention
 from bitgen.config import LossConfig
 from bitgen.data import Batch
-from bitgen.diagnostics import activations, batch_of, gradient_table, landscape, undisturbed
+from bitgen.diagnostics import activations, batch_of, deterministic_eval, gradient_table, landscape
 from bitgen.encoded import Gallery
 from bitgen.evaluate import picture
 from bitgen.geometry import geometry, similarity
@@ -31,6 +31,7 @@ from bitgen.model import BitGen
 from bitgen.probes import FOLDS, known_labels, probe
 from bitgen.processing import Processor
 from bitgen.projection import pca
+from bitgen.retrieval import firsts
 from bitgen.slots import by_label, facts, mass
 
 FIRST = 64  # images that are looked at closely
@@ -48,7 +49,7 @@ def validated(log: RunLog, step: int, model: BitGen, gallery: Gallery, data: Any
     data: the data set of the gallery; `model.tokenizer` must be set. The model and the random state are left as they
     were. Takes a few seconds of one core, most of them for drawing.
     """
-    with undisturbed(model):
+    with deterministic_eval(model):
         log.figure("retrieval/answers", picture(gallery, data, model.vision_config.image_size), step)
         weights(log, step, model)
         features(log, step, gallery)
@@ -70,7 +71,7 @@ def finished(log: RunLog, step: int, model: BitGen, data: Any, loss: LossConfig)
         return
     processor = Processor(model.tokenizer, model.vision_config, model.config.max_tokens)
     batch = batch_of(data, processor, FINAL).to(next(model.parameters()).device)
-    with undisturbed(model):
+    with deterministic_eval(model):
         log.figure("loss/gradients", network_figures.gradient_table(gradient_table(model, batch, loss)), step)
         lines = landscape(model, batch, loss, points=POINTS, directions=1)
         log.figure("loss/landscape", network_figures.landscape(*lines), step)
@@ -118,12 +119,12 @@ def probes(log: RunLog, step: int, gallery: Gallery, data: Any) -> None:
 def projector(log: RunLog, step: int, gallery: Gallery, data: Any, size: int) -> None:
     """Images and their first captions for the projector; a caption's thumbnail is its image's, tinted orange."""
     count = min(MAPPED, len(gallery.indices))
-    firsts = torch.searchsorted(gallery.owner, torch.arange(count))
     places = gallery.indices[:count]
     pictures = [data.pixels(i, size).numpy() for i in places]
     tinted = [((image.astype(np.int64) + TINT) // 2).astype(np.uint8) for image in pictures]
     said = [data.captions[i][0] for i in places]
-    log.embedding(f"features, step {step}", torch.cat([gallery.image_features[:count], gallery.text_features[firsts]]),
+    texts = gallery.text_features[firsts(gallery.owner, count)]
+    log.embedding(f"features, step {step}", torch.cat([gallery.image_features[:count], texts]),
                   {"caption": said * 2, "what": ["image"] * count + ["caption"] * count,
                    "image": [data.image_ids[i] for i in places] * 2}, pictures + tinted)
 
@@ -150,7 +151,7 @@ def attention(log: RunLog, step: int, model: BitGen, batch: Batch) -> None:
     """How spread every head's attention is, and where the first caption's words look."""
     log.figure("attention/spread", network_figures.attention_entropy(attention_entropy(model, batch)), step)
     mask = batch.attention_mask[:1]
-    looks = decoder_looks(model, batch.pixel_values[:1], batch.input_ids[:1], mask)
+    looks = decoder_attention(model, batch.pixel_values[:1], batch.input_ids[:1], mask)
     words = [model.tokenizer.decode([i]).strip() or "·" for i in batch.input_ids[0][mask[0]].tolist()[1:]]
     words[-1] = "(end)"
     pixels = _shown(batch.pixel_values[0], model)

@@ -14,7 +14,7 @@ from bitgen import retrieval
 from bitgen.encoded import Gallery
 from bitgen.matching import TO_CAPTIONS, TO_IMAGES, Evidence, Weights, blind_likelihood, evidence
 from bitgen.model import Encoded
-from bitgen.precision import fast
+from bitgen.precision import inference_autocast
 
 
 class Candidates(NamedTuple):
@@ -64,7 +64,7 @@ def pair_evidence(model, gallery: Gallery, images: Tensor, captions: Tensor, bat
     """
     ids, mask, device = gallery.input_ids, gallery.attention_mask, device or next(model.parameters()).device
     lengths = mask.sum(1)
-    with fast(device):
+    with inference_autocast(device):
         blind = blind_likelihood(model, ids, mask, batch_size)
     order = (lengths[captions] * len(gallery.indices) + images).argsort()
     found = torch.empty(len(Evidence._fields), len(order))
@@ -73,7 +73,7 @@ def pair_evidence(model, gallery: Gallery, images: Tensor, captions: Tensor, bat
         (used, image), (said, caption) = (x[rows].unique(return_inverse=True) for x in (images, captions))
         shown = Encoded(gallery.image_tokens[used].to(device), gallery.image_features[used].to(device))
         words = Encoded(gallery.text_tokens[said, :length].to(device), gallery.text_features[said].to(device))
-        with fast(device):
+        with inference_autocast(device):
             found[:, rows] = torch.stack(evidence(
                 model, shown, words, ids[said, :length].to(device), mask[said, :length].to(device),
                 (image.to(device), caption.to(device)), None if blind is None else blind[said].to(device)))

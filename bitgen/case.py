@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bitgen import diagnostics, health, mistakes, probes
+import torch
+
+from bitgen import diagnostics, health, probes
 from bitgen.checkpoint import course
 from bitgen.config import LossConfig, from_dict
 from bitgen.data import Batch, Dataset, open_data
@@ -16,6 +18,7 @@ from bitgen.hub import load
 from bitgen.logs import read_metrics
 from bitgen.model import BitGen
 from bitgen.processing import Processor
+from bitgen.retrieval import recall_at_k
 
 CLOSE = 16  # images of the batch that gradients, activations and attention are measured on
 
@@ -36,6 +39,14 @@ class Case:
     checkpoints: list[Path]
     where: str
     """What the images are, for the reader."""
+
+    @cached_property
+    def untrained(self) -> BitGen:
+        """A model of the same sizes that has learned nothing, on the same device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = BitGen(self.model.config, self.model.vision_config)
+        return model.eval().to(next(self.model.parameters()).device)
 
     @cached_property
     def gallery(self) -> Gallery:
@@ -60,7 +71,8 @@ class Case:
     @cached_property
     def recall(self) -> dict[str, float]:
         """Of the gallery by contrast, with intervals and chance."""
-        return mistakes.recall(self.gallery.image_features, self.gallery.text_features, self.gallery.owner)
+        features = self.gallery.image_features, self.gallery.text_features
+        return recall_at_k(*features, self.gallery.owner, intervals=(1, 5, 10))
 
     @cached_property
     def loss(self) -> LossConfig:
@@ -80,10 +92,10 @@ def gather(source: str, data: str | None = None, split: str = "val", images: int
     model, processor = load(source, checkpoint=checkpoint, device=device)
     folder = Path(source).expanduser()
     run = folder / checkpoint if checkpoint and (folder / checkpoint / "run.json").is_file() else folder
-    told, config = settings(run), data_settings(source, checkpoint, data)
-    opened = open_data(config, split, processor.vision.image_size, told.get("seed", 0))
+    known, config = settings(run), data_settings(source, checkpoint, data)
+    opened = open_data(config, split, processor.vision.image_size, known.get("seed", 0))
     shown = opened.first(images)
     history, facts = (read_metrics(folder), health.read_facts(folder)) if folder.is_dir() else ([], {})
     where = f"{len(shown):,} of {len(opened):,} images of {Path(config.root).name}, {split}"
-    return Case(f"{folder.name} {checkpoint or ''}".strip(), model, processor, shown, told, history, facts,
+    return Case(f"{folder.name} {checkpoint or ''}".strip(), model, processor, shown, known, history, facts,
                 course(folder) if folder.is_dir() else [], where)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from bitgen.arguments import check_settings, known_command, parse, placed, refuse
+from bitgen.arguments import check_settings, known_command, parse, positional, read, refuse
 from bitgen.checkpoint import CheckpointError
 from bitgen.config import Config, load_preset, preset_names, settings
 from bitgen.data_commands import data
@@ -29,7 +29,7 @@ from bitgen.run_commands import card, diagnose, doctor, evaluate
 class App:
     """Search, caption and look inside a model in the browser; served to this computer only unless told otherwise."""
 
-    run: placed(str | None, "[RUN]") = None
+    run: positional(str | None, "[RUN]") = None
     """Run folder or Hub id; by default the newest run under runs/, if there is one."""
     gallery: str | None = None
     """What is searched: a folder of images, or a data set as `data.root` of training takes it."""
@@ -89,8 +89,8 @@ def parse_config(argv: list[str]) -> Config:
     description = (f"Train a model. --config NAME lays a preset first: {', '.join(preset_names())}, "
                    "or the path of a YAML file.")
     check_settings(settings(), "bitgen train", rest)
-    return tyro.cli(Config, prog="bitgen train", default=config, args=_spelled(rest), description=description,
-                    config=(tyro.conf.FlagConversionOff,))
+    return read(Config, "bitgen train", _spelled(rest), default=config, description=description,
+                config=(tyro.conf.FlagConversionOff,))
 
 
 def _preset_named(word: str) -> str:

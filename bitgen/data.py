@@ -17,6 +17,7 @@ import torch
 
 from bitgen.dataset import Dataset, Item, open_data
 from bitgen.images import BadImage
+from bitgen.retrieval import firsts
 from bitgen.tokenizer import Tokenizer, plain
 
 __all__ = ["Batch", "BatchSampler", "Collator", "Dataset", "Item", "open_data", "stable_hash"]
@@ -48,8 +49,8 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
     def firsts(self) -> torch.Tensor:
-        """First caption (B,) of each image; captions stand grouped by image. Every image has one."""
-        return torch.searchsorted(self.image_index, torch.arange(len(self.image_ids), device=self.image_index.device))
+        """First caption (B,) of each image. Every image has one."""
+        return firsts(self.image_index, len(self.image_ids))
 
     def first_captions(self, count: int | None) -> Batch:
         """The same images with the first `count` captions of each; None: with all."""

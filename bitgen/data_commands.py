@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from bitgen.arguments import check_files, parse, placed, write
+from bitgen.arguments import check_files, parse, positional, write
 from bitgen.config import DataConfig, Format
 
-DATA = placed(str, "DATA")
+DATA = positional(str, "DATA")
 
 
 @dataclass

@@ -37,7 +37,7 @@ def batch_of(dataset, processor, images: int = 32, captions: int = 2, seed: int 
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def deterministic_eval(model: nn.Module) -> Iterator[None]:
     """In evaluation mode and with a fixed seed; mode and random state are put back."""
     training = model.training
     model.eval()
@@ -62,7 +62,7 @@ def gradient_table(model: BitGen, batch: Batch, config: LossConfig) -> dict[str,
     parts = {name: parameters for name, parameters in parts.items() if parameters}
     table: dict[str, dict[str, float]] = {name: {} for name in parts}
     flat = [p for parameters in parts.values() for p in parameters]
-    with undisturbed(objective):
+    with deterministic_eval(objective):
         losses, _, _ = objective(batch)
         for loss, value in losses.items():
             weight = getattr(config, loss, 1.0)
@@ -133,7 +133,7 @@ def activations(model: BitGen, batch: Batch) -> list[Activation]:
     hooks += [product.register_forward_pre_hook(entering(name)) for name, product in products.items()]
     try:
         model.vision.lean = False  # lean computing takes a block's weights and calls nothing that could be watched
-        with undisturbed(model):
+        with deterministic_eval(model):
             image, text = model.image_tokens(batch.pixel_values), model.text_tokens(batch.input_ids, mask)
             firsts = batch.firsts()
             mask = mask[firsts]
@@ -189,7 +189,7 @@ def landscape(model: BitGen, batch: Batch, config: LossConfig, reach: float = 1.
             for distance in distances:
                 for parameter, weight, line in zip(moved, kept, lines):
                     parameter.copy_(weight + distance * line)
-                with undisturbed(objective):
+                with deterministic_eval(objective):
                     losses, _, _ = objective(batch)
                 for name, value in losses.items():
                     curve = curves.setdefault(name, [[] for _ in range(directions)])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitgen.images import BadImage, normalise
-from bitgen.precision import fast
+from bitgen.precision import inference_autocast
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def encode(model, processor, dataset, batch_size: int = 64, device: str | torch.
     """The `Gallery` of a data set's readable images and all their captions. Unreadable ones are named in the log."""
     images, indices, device = [], [], device or next(model.parameters()).device
     for rows, pixel_values in batches(processor, dataset, batch_size, device, warn=True):
-        with fast(device):
+        with inference_autocast(device):
             encoded = model.image_tokens(pixel_values)
         images.append((encoded.feature.cpu(), encoded.tokens.cpu()))
         indices += rows
@@ -62,7 +62,7 @@ def encode(model, processor, dataset, batch_size: int = 64, device: str | torch.
     ids, mask = words(processor, captions, "cpu")
     texts = []
     for rows in torch.arange(len(captions)).split(batch_size * 4):
-        with fast(device):
+        with inference_autocast(device):
             encoded = model.text_tokens(ids[rows].to(device), mask[rows].to(device))
         texts.append((encoded.feature.cpu(), encoded.tokens.cpu()))
     (image_features, image_tokens), (text_features, text_tokens) = (map(torch.cat, zip(*x)) for x in (images, texts))

@@ -19,7 +19,7 @@ from bitgen import figures, retrieval
 from bitgen.candidates import candidates
 from bitgen.encoded import Gallery, batches, encode, words
 from bitgen.matching import Weights
-from bitgen.precision import fast
+from bitgen.precision import inference_autocast
 from bitgen.scenes import attributes_right
 from bitgen.tokenizer import plain
 
@@ -49,7 +49,7 @@ def evaluate(model, processor, dataset, rerank: int = 32, batch_size: int = 64, 
     training, device = model.training, torch.device(device or next(model.parameters()).device)
     model.eval().to(device)
     try:
-        with fast(device):
+        with inference_autocast(device):
             return _evaluate(model, processor, dataset, rerank, batch_size, device, weights,
                              gallery or encode(model, processor, dataset, batch_size, device))
     finally:
@@ -98,20 +98,13 @@ def _retrieval(model, gallery: Gallery, rerank: int, weights: Weights | None, ba
     """Recalls, intervals and chance levels of one gallery, by ITC and re-ranked."""
     images, texts, owner = gallery.image_features, gallery.text_features, gallery.owner
     rankings = retrieval.rank_features(images, texts, owner)
-    report = retrieval.chance(owner, len(images)) | _recalls("", *rankings, owner)
+    report = retrieval.chance(owner, len(images)) | retrieval.recalls(*rankings, owner, intervals=(1,))
     if rerank:
         found, scale = candidates(model, gallery, rerank, batch_size, device), model.scale().item()
         for prefix, change in (("rerank_", {}), ("rerank_itm_", {"words": 0.0})):
-            report |= _recalls(prefix, *(side.reranked(ranking, scale, (weights or side.weights)._replace(**change))
-                                         for side, ranking in zip(found, rankings)), owner)
-    return report
-
-
-def _recalls(prefix: str, i2t: retrieval.Ranking, t2i: retrieval.Ranking, owner: Tensor) -> dict[str, float]:
-    report = i2t.report(f"{prefix}i2t") | t2i.report(f"{prefix}t2i")
-    for name, ranking, cluster in (("i2t", i2t, torch.arange(len(i2t.better))), ("t2i", t2i, owner)):
-        low, high = retrieval.interval(ranking.hits(1), cluster)
-        report |= {f"{prefix}{name}_r1_low": low, f"{prefix}{name}_r1_high": high}
+            new = (side.reranked(ranking, scale, (weights or side.weights)._replace(**change))
+                   for side, ranking in zip(found, rankings))
+            report |= {prefix + key: value for key, value in retrieval.recalls(*new, owner, intervals=(1,)).items()}
     return report
 
 
@@ -123,14 +116,14 @@ def picture(gallery: Gallery, dataset, image_size: int, rows: int = 2, shown: in
     images, texts, owner = gallery.image_features, gallery.text_features, gallery.owner
     i2t, t2i = retrieval.rank_features(images, texts, owner)
     lines = [text for i in gallery.indices for text in dataset.captions[i]]
-    firsts = torch.searchsorted(owner, torch.arange(len(images)))  # captions stand grouped by image
+    first = retrieval.firsts(owner, len(images))
 
     def pixels(place: int):
         return dataset.pixels(gallery.indices[place], image_size).numpy()
 
     drawn = []
-    for group, place, rank in _extremes("Captions to images", t2i.ranks[firsts], rows):
-        query = int(firsts[place])
+    for group, place, rank in _extremes("Captions to images", t2i.ranks[first], rows):
+        query = int(first[place])
         found = retrieval.nearest(texts[[query]], images, shown)[1][0].tolist()
         right = [i == place for i in found]
         drawn.append(figures.Query(lines[query], [pixels(i) for i in found], right, rank, group))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitgen.retrieval import check_captions, check_features
+from bitgen.retrieval import check_captions, check_features, firsts
 
 ROWS = 2000  # features of which all pairs are looked at
 
@@ -76,5 +76,4 @@ def effective_rank(features: Tensor) -> float:
 def similarity(image_features: Tensor, text_features: Tensor, owner: Tensor, count: int) -> Tensor:
     """Cosines (n, n) of the first n = min(N, count) images (columns) and the first caption of each (rows)."""
     count = min(count, len(image_features))
-    firsts = torch.searchsorted(owner, torch.arange(count))  # captions stand grouped by image
-    return text_features[firsts].float() @ image_features[:count].float().T
+    return text_features[firsts(owner, count)].float() @ image_features[:count].float().T

@@ -6,9 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitgen.arguments import RUN, parse, placed
+from bitgen.arguments import RUN, parse, positional
 
-REPOSITORY = placed(str, "ORG/NAME")
+REPOSITORY = positional(str, "ORG/NAME")
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from bitgen.arguments import parse, placed
+from bitgen.arguments import parse, positional
 from bitgen.export import export
 from bitgen.gallery import find
 from bitgen.hub import load
@@ -18,8 +18,8 @@ from bitgen.processes import launched
 from bitgen.query import Encoder, mix, rerank
 from bitgen.tokenizer import clean
 
-GALLERY, INDEX, FILE = placed(str, "GALLERY"), placed(str, "INDEX"), placed(str, "FILE")
-IDS, WORDS = placed(list[str], "ID …"), placed(list[str], "[WORDS …]")
+GALLERY, INDEX, FILE = positional(str, "GALLERY"), positional(str, "INDEX"), positional(str, "FILE")
+IDS, WORDS = positional(list[str], "ID …"), positional(list[str], "[WORDS …]")
 
 
 @dataclass
@@ -183,7 +183,7 @@ def search(argv: list[str]) -> int:
         hits = rerank(encoder, gallery, _single(options), hits)
     columns = [[f"{score:.3f}" for score in hits.scores[0]], hits.ids[0], *(hits.texts or [])]
     if options.rerank:
-        columns[1:1] = [[f"{match:.3f}" for match in hits.matches[0]], [f"{told:+.1f}" for told in hits.told[0]]]
+        columns[1:1] = [[f"{match:.3f}" for match in hits.matches[0]], [f"{gain:+.1f}" for gain in hits.gains[0]]]
     for row in zip(*columns):
         print("\t".join(row))
     if not hits.ids[0]:

@@ -103,14 +103,14 @@ def fill_in_parts(folder: Path, source: Pictures, create: Callable[[Path], Store
 
 def _answer(part: Store, launch: Path) -> None:
     """Tell the first process, as often as it asks, that this part is whole; until it has taken all parts away."""
-    told = ""
+    reported = ""
     while launch.parent.exists():
         with suppress(FileNotFoundError):  # not written yet, or taken away just now
             asked = launch.read_text(encoding="utf-8")
-            if asked != told:
+            if asked != reported:
                 with part.catalogue.transaction():
                     part.catalogue.set_fact("whole", asked)
-                told = asked
+                reported = asked
         time.sleep(POLL)
 
 

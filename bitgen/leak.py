@@ -11,8 +11,8 @@ from bitgen.model import Encoded
 from bitgen.objective import Objective
 
 
-def dealt(batch: Batch) -> tuple[Batch, float]:
-    """The batch with the words of all its captions dealt out anew, and the least loss on them, in nats a token.
+def shuffle_words(batch: Batch) -> tuple[Batch, float]:
+    """The batch with the words of all its captions shuffled, and the least loss on them, in nats a token.
 
     Nothing that has not seen them predicts words in random order better than by their frequencies: the loss cannot
     fall under the entropy of these, less what the end of a caption, which may be foreseen, weighs in the mean.
@@ -32,12 +32,12 @@ def dealt(batch: Batch) -> tuple[Batch, float]:
 
 @torch.no_grad()
 def leak(objective: Objective, image: Encoded, batch: Batch) -> dict[str, float]:
-    """`text_dealt`, the decoder's loss on `dealt` captions, and `text_dealt_chance`, below which there is a leak.
+    """`text_dealt`, the decoder's loss after `shuffle_words`, and `text_dealt_chance`, the least without a leak.
 
     image: of the batch's B images, encoded. Empty where the objective decodes nothing.
     """
     if not objective.config.text:
         return {}
-    batch, floor = dealt(batch)
+    batch, floor = shuffle_words(batch)
     text = objective.model.text_tokens(batch.input_ids, batch.attention_mask)
     return {"text_dealt": float(objective.score(image, text, batch)[1]["text_nll"]), "text_dealt_chance": floor}

@@ -58,7 +58,7 @@ class Evidence(NamedTuple):
         return self.odds.sigmoid()
 
     @property
-    def told(self) -> Tensor:
+    def gain(self) -> Tensor:
         """How much likelier the image makes the caption: log P(caption | image) - log P(caption | blank).
 
         To be shown to people; `weigh` takes away a part of the second term only.

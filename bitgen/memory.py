@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+USED = 0.1  # share of the uniform 1/K from which a slot counts as used
+
 
 class Belief(NamedTuple):
     """What the memory holds, as sums: precision P (…, K, K) and information Q (…, K, C)."""
@@ -179,9 +181,17 @@ class EpisodicMemory(nn.Module):
             self.usage.copy_(self.usage.lerp(mass, 1 - self.decay) if self.usage.any() else mass)
 
 
+def used(usage: Tensor) -> Tensor:
+    """Which slots are in use, (K,) bool: their mean address mass is at least a tenth of the uniform 1/K.
+
+    usage (K,) sums to one; NumPy's arrays pass too.
+    """
+    return usage >= USED / len(usage)
+
+
 def utilization(usage: Tensor) -> Tensor:
-    """Share of slots whose mean address mass is at least a tenth of the uniform 1/K. usage (K,) summing to one."""
-    return (usage >= 0.1 / len(usage)).float().mean()
+    """Share of slots that are `used`."""
+    return used(usage).float().mean()
 
 
 def address_perplexity(usage: Tensor) -> Tensor:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitgen.drawing import BLUE, DIVERGING, GREEN, GREY, ORANGE, RED, level, plain_log, sheet, styled
+from bitgen.memory import used
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-DEAD = 0.1  # share of the uniform 1/K below which a slot is drawn as not used
 
 
 def slot_usage(mean: Sequence[float], over_time: tuple[Sequence[int], np.ndarray] | None = None,
@@ -54,8 +53,7 @@ def slot_usage(mean: Sequence[float], over_time: tuple[Sequence[int], np.ndarray
 
 
 def _bars(axes: Axes, mean: np.ndarray) -> None:
-    uniform = 1 / len(mean)
-    dead = mean < DEAD * uniform
+    uniform, dead = 1 / len(mean), ~used(mean)
     places = np.arange(len(mean))
     axes.bar(places[~dead], 100 * mean[~dead], 0.8, color=BLUE, label=f"used: {int((~dead).sum())} of {len(mean)}")
     if dead.any():  # an empty line that is not clipped has no extent, and the layout gives up
@@ -66,7 +64,7 @@ def _bars(axes: Axes, mean: np.ndarray) -> None:
     axes.legend(loc="upper right", ncols=3)
 
 
-def slot_likeness(together: np.ndarray, held: np.ndarray) -> Figure:
+def slot_similarity(together: np.ndarray, held: np.ndarray) -> Figure:
     """How alike slots are, (K, K) each: correlation of what they are used for, cosine of what they hold."""
     with styled():
         figure = sheet(7.4, 3.5, layout="constrained")

@@ -1,4 +1,4 @@
-"""What retrieval gets wrong: how sure recall is, the worst queries, and which attributes are taken for which.
+"""What retrieval gets wrong: the worst queries, and which attributes are taken for which.
 
 N images, M captions, D width.
 """
@@ -41,21 +41,6 @@ class Confusion(NamedTuple):
     to 1 they do not have at all."""
     chance: Tensor
     """(C,): what a wrong image drawn at random would have on the diagonal."""
-
-
-def recall(image_features: Tensor, text_features: Tensor, owner: Tensor,
-           ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """`recall_at_k` of features (N, D), (M, D) with a 95 % interval over images of each, `i2t_r1_low`, `i2t_r1_high` …
-    """
-    owner = torch.as_tensor(owner)
-    rankings = retrieval.rank_features(image_features, text_features, owner)
-    report = retrieval.chance(owner, len(image_features), ks)
-    for way, ranking, cluster in zip(("i2t", "t2i"), rankings, (torch.arange(len(image_features)), owner)):
-        report |= ranking.report(way, ks)
-        for k in ks:
-            low, high = retrieval.interval(ranking.hits(k), cluster)
-            report |= {f"{way}_r{k}_low": low, f"{way}_r{k}_high": high}
-    return report
 
 
 def worst(image_features: Tensor, text_features: Tensor, owner: Tensor, count: int = 10,

@@ -70,17 +70,24 @@ class Candidates(NamedTuple):
     """(B, Q) bool."""
 
 
+class Written(NamedTuple):
+    """What the episodes of a batch wrote to their copies of the prior. No gradient."""
+
+    key: Tensor
+    """(B, D): where the memory is addressed for each image with its first caption."""
+    address: Tensor
+    """(B, K): its weights on the slots, zeros for an image that was left out."""
+    added: Belief
+    """The sums that all episodes wrote."""
+
+
 class Pending(NamedTuple):
     """What a batch leaves to be written after the step."""
 
     keys: Keys | None
-    """For the queue."""
-    key: Tensor | None
-    """(B, D): where the memory is addressed for each image with its first caption."""
-    address: Tensor | None
-    """(B, K): where the memory was written, zeros for an image that was left out."""
-    added: Belief | None
-    """The sums that the episodes wrote."""
+    """For the queue; None where it takes no part."""
+    written: Written | None
+    """For the persistent memory; None for a model without one."""
 
 
 class Objective(nn.Module):
@@ -113,35 +120,37 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
         """A batch with normalised pixels -> losses (with `total`), report (no gradient), and what to write later."""
-        chunk, told = self.config.chunk, batch
+        chunk, full = self.config.chunk, batch
         batch = batch.first_captions(self.config.contrast_captions) if self.training else batch
         encode = self.encoders(self.model)
         image = encode_in_chunks(encode.image, chunk, batch.pixel_values)
         text = encode_in_chunks(encode.text, chunk, batch.input_ids, batch.attention_mask)
         queued = self.queue is not None and self.training and int(self.steps) >= self.config.queue_start
-        return self.score(image, text, batch, self._keys(batch, image, text) if queued else None, told)
+        return self.score(image, text, batch, self._keys(batch, image, text) if queued else None, full)
 
     def score(self, image: Encoded, text: Encoded, batch: Batch, keys: Keys | None = None,
-              told: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
+              full: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Pending]:
         """The same from B images and N captions that are encoded already; without `keys` the queue takes no part.
 
-        told: the batch with all captions that the decoder is taught, where those are more than the N.
+        full: the batch with all captions that the decoder is taught, where those are more than the N.
         """
         losses, report = {}, {}
-        told = told or batch
+        full = full or batch
         first = batch.firsts()
         with torch.autocast(image.feature.device.type, enabled=False):
             losses["itc"], candidates = self._contrast(image.feature, text.feature, keys, batch, first, report)
         code = None
         if self.config.itm or self.model.memory is not None:
             code = self._match(image, text, batch, first, candidates, losses, report)
-        other = told.caption_ids != batch.caption_ids[first][told.image_index]       # (N,) than the one written
-        several = torch.zeros_like(first).index_add(0, told.image_index, other.long()) > 0
-        reading, *written = self._episode(image.feature, text.feature[first], code, several, losses, report)
+        other = full.caption_ids != batch.caption_ids[first][full.image_index]       # (N,) than the one written
+        several = torch.zeros_like(first).index_add(0, full.image_index, other.long()) > 0
+        reading, written = None, None
+        if self.model.memory is not None:
+            reading, written = self._episode(image.feature, text.feature[first], code, several, losses, report)
         if self.config.text:
-            self._reconstruct(image, reading, told, other, losses, report)
+            self._reconstruct(image, reading, full, other, losses, report)
         losses["total"] = sum(getattr(self.config, name) * loss for name, loss in losses.items())
-        return losses, {name: value.detach() for name, value in report.items()}, Pending(keys, *written)
+        return losses, {name: value.detach() for name, value in report.items()}, Pending(keys, written)
 
     # The parts --------------------------------------------------------------------------------------------
 
@@ -255,15 +264,12 @@ class Objective(nn.Module):
         joined = torch.cat([F.pad(tokens, (0, 0, 0, wider)), drawn]), torch.cat([F.pad(mask, (0, wider)), real])
         return *joined, rows, len(tokens) + torch.arange(len(rows), device=rows.device)
 
-    def _episode(self, image, text, code, several, losses, report):
-        """Write (image, first caption) of a share of the images to copies of the prior, read with images alone.
+    def _episode(self, image, text, code, several, losses, report) -> tuple[Reading, Written]:
+        """Write (image, first caption) of a share of the images to copies of the prior, read with images alone (B, D).
 
-        Returns the reading, key (B, D) and address (B, K) of each image and the sums written, or four times None.
         Episodes are smaller than the number of slots: K slots tell at most K facts apart.
         """
         memory = self.model.memory
-        if memory is None:
-            return None, None, None, None
         with torch.autocast(image.device.type, enabled=False):
             value = self.model.value(code.float())
             spread = lambda x: _episodes(x, self.config.episode)                      # (B, …) -> (E, n, …)  # noqa: E731
@@ -278,7 +284,8 @@ class Objective(nn.Module):
             losses["memory_kl"] = kl_divergence(belief, prior).mean()
             report["memory_quality"] = quality(value[kept].detach(), reading.mean.flatten(0, 1)[: len(image)][kept])
         flat = Reading(*(x.flatten(0, 1)[: len(image)] for x in reading))
-        return flat, key, address.detach() * kept[:, None], Belief(*(x.detach().sum(0) for x in added))
+        total = Belief(*(x.detach().sum(0) for x in added))
+        return flat, Written(key, address.detach() * kept[:, None], total)
 
     def _reconstruct(self, image, reading, batch, other, losses, report) -> None:
         """The decoder on every caption, real tokens only.
@@ -304,10 +311,10 @@ class Objective(nn.Module):
         for batch, pending in done:
             if pending.keys is not None:
                 self._enqueue(batch, pending.keys)
-        written = [pending for _, pending in done if pending.address is not None]
+        written = [pending.written for _, pending in done if pending.written is not None]
         if written:
-            added = Belief(*(summed(sum(parts)) for parts in zip(*(pending.added for pending in written))))
-            key, address = (torch.cat([gathered(getattr(pending, name)) for pending in written])
+            added = Belief(*(summed(sum(parts)) for parts in zip(*(each.added for each in written))))
+            key, address = (torch.cat([gathered(getattr(each, name)) for each in written])
                             for name in ("key", "address"))
             self.model.memory.remember(key, address, added)
         if self.momentum is not None:
@@ -319,8 +326,8 @@ class Objective(nn.Module):
         centred = [x - x.mean(0) for x in map(gathered, keys)]
         ids, mask = batch.input_ids[first], batch.attention_mask[first]
         ids = F.pad(ids, (0, self.queue.input_ids.shape[1] - ids.shape[1]))  # equally wide in all processes
-        told = batch.image_ids, batch.caption_ids[first], ids, mask.sum(1)
-        self.queue.enqueue(*centred, *map(gathered, told))
+        rest = batch.image_ids, batch.caption_ids[first], ids, mask.sum(1)
+        self.queue.enqueue(*centred, *map(gathered, rest))
 
 
 def _wider(mask: Tensor, like: Tensor) -> Tensor:

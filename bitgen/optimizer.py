@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from bitgen.config import OptimConfig
-from bitgen.precision import quick_dtype
+from bitgen.precision import native_dtype
 
 EMBEDDINGS = {"text.embedding.weight", "patch_position.weight"}
 """What `optim.embedding_lr` moves: the words that encoder and decoder share, and where patches are."""
@@ -83,7 +83,7 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps
     In bf16 as there, and in float32 where the processor would only emulate it.
     """
     upright = matrices.shape[1] > matrices.shape[2]
-    x = matrices.to(quick_dtype(matrices.device))
+    x = matrices.to(native_dtype(matrices.device))
     x = (x.mT if upright else x) / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     straight, cubic, quintic = coefficients
     for _ in range(steps):

@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 
 
-def fast(device: torch.device | str) -> torch.autocast:
+def inference_autocast(device: torch.device | str) -> torch.autocast:
     """Autocast to bf16 for inference, where the processor of `device` multiplies it natively; else nothing."""
     kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=quick_dtype(device) is torch.bfloat16)
+    return torch.autocast(kind, torch.bfloat16, enabled=native_dtype(device) is torch.bfloat16)
 
 
-def quick_dtype(device: torch.device | str) -> torch.dtype:
+def native_dtype(device: torch.device | str) -> torch.dtype:
     """bf16 where the processor of `device` multiplies it natively; else float32, where bf16 takes ten times as long."""
     kind = torch.device(device).type
     return torch.bfloat16 if kind in ("cpu", "cuda") and _native(kind) else torch.float32
 
 
 def precision(wanted: str) -> str:
-    """`float32`, `bf16` or `fp16`: what `config.precision` asks for, `auto` being the quickest here (`quick_dtype`)."""
+    """`float32`, `bf16` or `fp16`: what `config.precision` asks for, `auto` being the `native_dtype` here."""
     if wanted != "auto":
         return wanted
-    return "bf16" if quick_dtype("cuda" if torch.cuda.is_available() else "cpu") is torch.bfloat16 else "float32"
+    return "bf16" if native_dtype("cuda" if torch.cuda.is_available() else "cpu") is torch.bfloat16 else "float32"
 
 
 def _native(kind: str) -> bool:

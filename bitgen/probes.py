@@ -97,14 +97,14 @@ def probe(features: Tensor, labels: Tensor, seed: int = 0) -> Probe:
     if not torch.isfinite(features).all():
         raise ValueError("probe: features hold NaN or infinity")
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
-    dealt = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed + 1))]
-    both = torch.cat([labels, dealt], 1).double()
+    permuted = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed + 1))]
+    both = torch.cat([labels, permuted], 1).double()
     scores = torch.empty_like(both)
     for fold in order.chunk(FOLDS):
         kept = torch.ones(len(features), dtype=torch.bool)
         kept[fold] = False
         scores[fold] = _ridge(features[kept].double(), both[kept], features[fold].double())
-    right, shuffled = (auc(s, t) for s, t in zip(scores.chunk(2, 1), (labels, dealt)))
+    right, shuffled = (auc(s, t) for s, t in zip(scores.chunk(2, 1), (labels, permuted)))
     return Probe(right, shuffled)
 
 

@@ -254,7 +254,7 @@ class Publisher:
             if self._over:  # closed meanwhile
                 process.kill()
         try:
-            told, errors = process.communicate(json.dumps(asdict(job)), timeout=job.limits.deadline)
+            output, errors = process.communicate(json.dumps(asdict(job)), timeout=job.limits.deadline)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -262,7 +262,7 @@ class Publisher:
         finally:
             self._process = None
         if process.returncode == 0:
-            return Outcome(**json.loads(told.splitlines()[-1]))
+            return Outcome(**json.loads(output.splitlines()[-1]))
         if process.returncode < 0:
             return Outcome("transient", f"the pushing process was killed by signal {-process.returncode}")
         return Outcome("bug", f"the pushing process failed: {(errors.strip().splitlines() or ['no word'])[-1]}")
@@ -278,14 +278,14 @@ def push_run(run_folder: str | Path, repo: str, private: bool = False, timeout: 
     if newest is None:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in rejected)
         raise ValueError(f"{run_folder}: no checkpoint to push" + (f" ({reasons})" if rejected else ""))
-    told = (Path(run_folder) / "run.json").is_file()  # without settings there are checkpoints, but nothing to tell
-    own = record.settings(run_folder).hub if told else HubConfig()
+    written = (Path(run_folder) / "run.json").is_file()  # without settings there are checkpoints, but nothing to tell
+    own = record.settings(run_folder).hub if written else HubConfig()
     hub = own if own.repo == repo else HubConfig(repo)
     publisher = Publisher(run_folder, dataclasses.replace(hub, private=hub.private or private))
     try:
         publisher.check()
         checkpoint.publish(newest, ROOT, run_folder)  # a kill may have come between the two, and the card reads these
-        if told:
+        if written:
             card.write(run_folder, repo)
         publisher.offer(int(checkpoint.NAME.fullmatch(newest.name)[1]), publisher.state.best)
     except BaseException as error:

@@ -39,7 +39,7 @@ class Hits:
     """The captions, where captions were searched."""
     matches: list[list[float]] | None = None
     """The matching head's probability that query and result belong together, where they were re-ranked."""
-    told: list[list[float]] | None = None
+    gains: list[list[float]] | None = None
     """How much likelier the decoder finds the words with the picture than with a blank one, in nats, likewise."""
 
 
@@ -102,7 +102,7 @@ class Encoder:
 
 
 def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights: Weights | None = None) -> Hits:
-    """`hits` of Q queries in the order of ITC logit and evidence, which `matches` and `told` hold.
+    """`hits` of Q queries in the order of ITC logit and evidence, which `matches` and `gains` hold.
 
     queries: the words that found pictures, or the pictures (as `Processor` takes them) that found captions; `weights`
     are those of the direction unless given.
@@ -113,9 +113,9 @@ def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights:
             pair = [index.image(name) for name in hits.ids[i]], [query]
         else:
             pair = [query], hits.texts[i]
-        order, match, told = reordered(encoder, *pair, hits.scores[i], weights)
+        order, match, gain = reordered(encoder, *pair, hits.scores[i], weights)
         for kept, some in ((found.ids, hits.ids[i]), (found.scores, hits.scores[i]), (found.matches, match),
-                           (found.told, told), *([] if hits.texts is None else [(found.texts, hits.texts[i])])):
+                           (found.gains, gain), *([] if hits.texts is None else [(found.texts, hits.texts[i])])):
             kept.append([some[j] for j in order])
     return found
 
@@ -123,7 +123,7 @@ def rerank(encoder: Encoder, index: Any, queries: Sequence, hits: Hits, weights:
 def reordered(encoder: Encoder, images: Sequence, texts: Sequence[str], cosines: Sequence[float],
               weights: Weights | None = None) -> tuple[list[int], list[float], list[float]]:
     """n results, of one text or one image, by ITC logit and evidence: their new order; and, in the old one, the
-    matching head's probability and how much the picture tells of the words (`Evidence.match`, `.told`). `weights` are
+    matching head's probability and how much the picture tells of the words (`Evidence.match`, `.gain`). `weights` are
     those of the direction unless given.
     """
     if not len(cosines):
@@ -131,7 +131,7 @@ def reordered(encoder: Encoder, images: Sequence, texts: Sequence[str], cosines:
     found = encoder.evidence(images, texts)
     weights = weights or (TO_CAPTIONS if len(texts) > len(images) else TO_IMAGES)
     total = found.weigh(encoder.scale * torch.as_tensor(cosines, dtype=torch.float32), weights)
-    return total.argsort(descending=True, stable=True).tolist(), found.match.tolist(), found.told.tolist()
+    return total.argsort(descending=True, stable=True).tolist(), found.match.tolist(), found.gain.tolist()
 
 
 def fingerprint(model: BitGen, processor: Processor) -> str:

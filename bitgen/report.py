@@ -147,7 +147,7 @@ def _course(case: Case):
     galleries = {f"step {path.name.rpartition('-')[2]}": encode(load(path, device=device)[0], case.processor, part,
                                                                 device=device) for path in shown}
     galleries = galleries or {case.name: encode(case.model, case.processor, part, device=device)}
-    galleries = {"untrained": encode(_untrained(case).to(device), case.processor, part, device=device), **galleries}
+    galleries = {"untrained": encode(case.untrained, case.processor, part, device=device), **galleries}
     panels, reference = {}, None
     for title, gallery in reversed(galleries.items()):
         both = torch.cat([gallery.image_features, gallery.text_features])
@@ -178,29 +178,24 @@ def _probes(case: Case) -> list[str]:
     found = probing.probe(images, labels.values)
     pixels = case.processor.vision.image_size
     stack = torch.stack([case.data.pixels(i, pixels) for i in case.gallery.indices])
-    blank = probing.probe(_encoded(_untrained(case), stack, case.processor), labels.values)
+    blank = probing.probe(_encoded(case.untrained, stack, case.processor), labels.values)
     scores = {"this model": found.auc, "untrained model": blank.auc, "shuffled labels": found.shuffled}
     return [figure(feature_figures.probes(labels.names, labels.kinds, scores), "What a linear map reads off the "
                    "features of images that it was not fitted on. What lies at chance is not there in this form, "
                    "though retrieval may still use it in combinations.")]
 
 
-def _untrained(case: Case) -> BitGen:
-    """A model of the same sizes that has learned nothing."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return BitGen(case.model.config, case.model.vision_config).eval()
-
-
 @torch.no_grad()
 def _encoded(model: BitGen, pixels: torch.Tensor, processor: Processor) -> torch.Tensor:
     """Features (N, D) of uint8 pixels (N, 3, S, S)."""
     vision = processor.vision
-    return torch.cat([model.encode_image(normalise(part, vision.mean, vision.std)) for part in pixels.split(64)])
+    device = next(model.parameters()).device
+    return torch.cat([model.encode_image(normalise(part.to(device), vision.mean, vision.std)).cpu()
+                      for part in pixels.split(64)])
 
 
 def memory(case: Case) -> Section | None:
-    """Usage, likeness, capacity, certainty."""
+    """Usage, similarity, capacity, certainty."""
     if case.model.memory is None:
         return None
     unit, held = case.model.memory, slotting.facts(case.model, case.gallery)
@@ -217,15 +212,15 @@ def memory(case: Case) -> Section | None:
             ["perplexity of the mean address", numbers["perplexity"], f"1 one slot, {unit.slots} all alike"],
             ["slots that one fact lies on", numbers["slots_a_fact"], f"1 to {unit.slots}"]]
     if labels.names:
-        bits, dealt = slotting.information(address, labels.values)
+        bits, shuffled = slotting.information(address, labels.values)
         best = int(bits.argmax())
         rows.append([f"bits a slot tells about '{labels.names[best]}'", bits[best].item(),
-                     f"{dealt[best].item():.3g} for shuffled labels"])
+                     f"{shuffled[best].item():.3g} for shuffled labels"])
     blocks = [table(["what", "value", "beside"], rows),
               figure(memory_figures.slot_usage(slotting.mass(address).mean(0).numpy(), course, lift), "A dead slot "
                      "holds nothing. A slot that is strongly coloured in a row stands for that attribute."),
-              figure(memory_figures.slot_likeness(*(x.numpy() for x in slotting.likeness(unit, address))), "Blocks off "
-                     "the diagonal are slots that do the same work.")]
+              figure(memory_figures.slot_similarity(*(x.numpy() for x in slotting.similarity(unit, address))), "Blocks "
+                     "off the diagonal are slots that do the same work.")]
     if counts:
         curves = slotting.capacity(unit, held, counts, episodes=10)
         blocks.append(figure(memory_figures.capacity(counts, curves, unit.slots), "Facts written in one shot and read "
@@ -267,9 +262,9 @@ def _looks(case: Case) -> list[str]:
     pixels = pixels.to(case.batch.pixel_values.device)
     words = {name: value.to(pixels.device) for name, value in
              case.processor(text=[case.data.captions[place][0]]).items()}
-    seen = attention.decoder_looks(case.model, pixels, **words)[:-1][:23].cpu().numpy()
+    seen = attention.decoder_attention(case.model, pixels, **words)[:-1][:23].cpu().numpy()
     needed, blank = (attention.occlusion(model, pixels, **words)[None].cpu().numpy()
-                     for model in (case.model, _untrained(case).to(pixels.device)))
+                     for model in (case.model, case.untrained))
     ids = words["input_ids"][0, 1: 1 + len(seen)].tolist()
     said = [case.processor.tokenizer.decode([i]).strip() or "·" for i in ids]
     image = image.numpy()

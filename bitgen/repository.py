@@ -155,7 +155,7 @@ def blob_id(data: bytes) -> str:
 
 
 @contextmanager
-def told(repo: str) -> Iterator[None]:
+def explained(repo: str) -> Iterator[None]:
     """Whatever the client raises inside becomes a `ValueError` of one line."""
     try:
         yield
@@ -168,7 +168,7 @@ def listing(repo: str, limits: Limits | None = None) -> str:
 
     Raises `ValueError` where the Hub does not tell.
     """
-    with told(repo):
+    with explained(repo):
         api = client(limits or Limits())
         head, commits = api.repo_info(repo).sha, len(api.list_repo_commits(repo))
         sizes: dict[str, list[int]] = {}
@@ -185,7 +185,7 @@ def squash(repo: str, limits: Limits | None = None) -> str:
 
     Raises `ValueError` where the Hub does not do it.
     """
-    with told(repo):
+    with explained(repo):
         api = client(limits or Limits())
         stored = sum(file.size for file in api.list_lfs_files(repo))
         used = sum({file.lfs.sha256: file.size for file in files(api, repo, "main").values() if file.lfs}.values())

@@ -111,16 +111,29 @@ def rerank(ranking: Ranking, scores: Tensor, own: Tensor) -> Ranking:
 
 
 def recall_at_k(image_features: Tensor, text_features: Tensor, caption_to_image: Sequence[int] | Tensor,
-                ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+                ks: Sequence[int] = (1, 5, 10), intervals: Sequence[int] = ()) -> dict[str, float]:
     """Recall in both directions beside its chance level.
 
     `image_features (N, D)`, `text_features (M, D)`, `caption_to_image (M,)` = the image index of each caption.
-    Returns flat keys `i2t_r1 … t2i_r10`, `i2t_median_rank`, `t2i_median_rank` and the same with `chance_` in front.
+    Returns flat keys `i2t_r1 … t2i_r10`, `i2t_median_rank`, `t2i_median_rank`, for each k of `intervals` those of
+    `recalls`, and the first ones with `chance_` in front.
     Raises `ValueError` as `rank_features` does, and for `ks` that are no whole numbers from 1.
     """
     ks = _places(ks)
-    i2t, t2i = rank_features(image_features, text_features, caption_to_image)
-    return {**i2t.report("i2t", ks), **t2i.report("t2i", ks), **chance(caption_to_image, len(image_features), ks)}
+    rankings = rank_features(image_features, text_features, caption_to_image)
+    return (recalls(*rankings, caption_to_image, ks, intervals)
+            | chance(caption_to_image, len(image_features), ks))
+
+
+def recalls(i2t: Ranking, t2i: Ranking, caption_to_image: Sequence[int] | Tensor, ks: Sequence[int] = (1, 5, 10),
+            intervals: Sequence[int] = ()) -> dict[str, float]:
+    """Flat keys `i2t_r1 … t2i_median_rank` of rankings `(N,)`, `(M,)`; for each k of `intervals` also the 95 % interval
+    over images, as `i2t_r1_low`, `i2t_r1_high` …"""
+    report = i2t.report("i2t", ks) | t2i.report("t2i", ks)
+    for name, ranking, image in (("i2t", i2t, torch.arange(len(i2t.better))), ("t2i", t2i, caption_to_image)):
+        for k in intervals:
+            report[f"{name}_r{k}_low"], report[f"{name}_r{k}_high"] = interval(ranking.hits(k), image)
+    return report
 
 
 def chance(caption_to_image: Sequence[int] | Tensor, images: int, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
@@ -184,6 +197,11 @@ def interval(hits: Tensor, image_of_query: Sequence[int] | Tensor, level: float 
     drawn = torch.randint(len(count), (resamples, len(count)), generator=generator)
     means = total[drawn].sum(1) / count[drawn].sum(1)
     return means.quantile((1 - level) / 2).item(), means.quantile((1 + level) / 2).item()
+
+
+def firsts(owner: Tensor, images: int) -> Tensor:
+    """First caption (N,) of each of the first N = `images`; `owner (M,)`, the image of each caption, is ascending."""
+    return torch.searchsorted(owner, torch.arange(images, device=owner.device))
 
 
 def check_features(features: Tensor, name: str) -> Tensor:

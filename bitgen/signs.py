@@ -276,7 +276,7 @@ def collapse(history: list[Row], facts: Facts) -> Seen | None:
 
 
 def leak(history: list[Row], facts: Facts) -> Seen | None:
-    """Loss on captions whose words were dealt out anew, as a share of the entropy of the words' frequencies.
+    """Loss on captions whose words were shuffled, as a share of the entropy of the words' frequencies.
 
     Without seeing them, nothing can predict words in random order better than by their frequencies.
     """

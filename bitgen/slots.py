@@ -16,10 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bitgen.encoded import Gallery
-from bitgen.memory import EpisodicMemory, address_perplexity, utilization
+from bitgen.memory import EpisodicMemory, address_perplexity, used, utilization
 from bitgen.model import BitGen, Encoded
+from bitgen.retrieval import firsts
 
-DEAD = 0.1  # share of the uniform 1/K below which a slot is not used
 BATCH = 64
 
 
@@ -40,10 +40,9 @@ def facts(model: BitGen, gallery: Gallery) -> Facts:
     if model.memory is None:
         raise ValueError("this model has no memory: model.memory_slots is 0")
     device = next(model.parameters()).device
-    firsts = torch.searchsorted(gallery.owner, torch.arange(len(gallery.image_features)))
-    found = []
-    for rows in torch.arange(len(firsts)).split(BATCH):
-        said = firsts[rows]
+    first, found = firsts(gallery.owner, len(gallery.image_features)), []
+    for rows in torch.arange(len(first)).split(BATCH):
+        said = first[rows]
         image = Encoded(gallery.image_tokens[rows].float().to(device), gallery.image_features[rows].to(device))
         text = Encoded(gallery.text_tokens[said].float().to(device), gallery.text_features[said].to(device))
         found.append([x.float().cpu() for x in model.fact(image, text, gallery.attention_mask[said].to(device))])
@@ -62,13 +61,13 @@ def mass(address: Tensor) -> Tensor:
 def usage(address: Tensor) -> dict[str, float]:
     """How slots are used by facts with addresses (N, K).
 
-    `utilization`: share of slots with a mean mass of at least a tenth of the uniform 1/K; `dead`: how many have less;
+    `utilization`: share of slots that are `used` by the mean mass; `dead`: how many are not;
     `perplexity`: of the mean address, from 1 to K; `slots_a_fact`: the mean perplexity of single addresses; `slots`: K.
     Where every fact takes the same slots the last two but one agree; where each takes its own, they differ most.
     """
     shares = mass(address)
     mean = shares.mean(0)
-    return {"utilization": utilization(mean).item(), "dead": int((mean < DEAD / len(mean)).sum()),
+    return {"utilization": utilization(mean).item(), "dead": int((~used(mean)).sum()),
             "perplexity": address_perplexity(mean).item(),
             "slots_a_fact": torch.special.entr(shares).sum(1).exp().mean().item(), "slots": len(mean)}
 
@@ -90,8 +89,8 @@ def information(address: Tensor, labels: Tensor, seed: int = 0) -> tuple[Tensor,
     Mutual information of the label and a slot drawn from the fact's mass. A fact lies on many slots at once, so this
     is what a single slot gives away, not all that an address holds.
     """
-    dealt = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
-    return _bits(mass(address), labels), _bits(mass(address), dealt)
+    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    return _bits(mass(address), labels), _bits(mass(address), shuffled)
 
 
 def _bits(shares: Tensor, labels: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ def _bits(shares: Tensor, labels: Tensor) -> Tensor:
     return bits.clamp(min=0) / torch.log(torch.tensor(2.0, dtype=torch.float64))
 
 
-def likeness(memory: EpisodicMemory, address: Tensor) -> tuple[Tensor, Tensor]:
+def similarity(memory: EpisodicMemory, address: Tensor) -> tuple[Tensor, Tensor]:
     """How alike slots are, (K, K) each: correlation of their masses over facts (N, K), cosine of what they hold, less
     the mean over slots. Near 1 off the diagonal means two slots that do one slot's work.
     """
@@ -161,8 +160,8 @@ def capacity(memory: EpisodicMemory, held: Facts, counts: Sequence[int], episode
 
 
 def _noised(key: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    dirt = torch.randn(key.shape, generator=generator).to(key.device)
-    return F.normalize(key + noise * F.normalize(dirt, dim=-1), dim=-1) if noise else key
+    direction = torch.randn(key.shape, generator=generator).to(key.device)
+    return F.normalize(key + noise * F.normalize(direction, dim=-1), dim=-1) if noise else key
 
 
 def _found(returned: Tensor, written: Tensor) -> float:

@@ -336,6 +336,6 @@ class Trainer:
         """The largest of what the processes say, so that they save and stop together."""
         if self.accelerator.num_processes == 1:
             return number
-        told = torch.tensor(number, device=self.device)
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        return int(told)
+        flag = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return int(flag)

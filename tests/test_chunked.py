@@ -1,6 +1,7 @@
-"""Encoding in chunks gives the gradients of the whole batch; the plain way of writing the objective, its losses."""
+"""Encoding in chunks gives the gradients of the whole batch; what the benchmarks build on the objective fits it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,3 +59,15 @@ def test_the_plain_way_of_writing_it_gives_the_same_losses_and_gradients(monkeyp
     torch.testing.assert_close(plain, ours, atol=1e-5, rtol=1e-5)
     for name in ("project.weight", "text.embedding.weight", "memory.addressing.weight", "value.0.weight"):
         torch.testing.assert_close(plain_gradients[name], our_gradients[name], atol=1e-5, rtol=1e-3)
+
+
+def test_each_part_of_a_step_can_be_timed_alone(monkeypatch):
+    """`benchmarks/train_step.py parts` calls the objective's parts by themselves: they are to fit together."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import train_step
+
+    bench = train_step.Bench(SimpleNamespace(data="scenes", tower="nano", image_size=32, batch=4, captions=2, rounds=1))
+    calls = train_step.part_calls(bench, bench.step())
+    assert {"contrast with queue", "fusion and matching", "memory", "decoder"} < calls.keys()
+    for call in calls.values():
+        call()

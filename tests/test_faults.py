@@ -63,9 +63,9 @@ def test_a_flipped_bit_costs_one_checkpoint(found):
 def test_a_run_without_a_good_checkpoint_is_left_alone(found):
     damage = found["damage"]
     assert (damage["all damaged"], damage["deleted"]) == (3, 0)
-    assert "none of the 2 checkpoints" in damage["told"][-1] and len(damage["told"]) == 4
+    assert "none of the 2 checkpoints" in damage["printed"][-1] and len(damage["printed"]) == 4
 
 
 @pytest.mark.parametrize("part", ["random", "progress"])
 def test_a_state_that_is_not_whole_is_refused(found, part):
-    assert found["state"][part]["status"] == 3 and f"'{part}' is missing" in found["state"][part]["told"]
+    assert found["state"][part]["status"] == 3 and f"'{part}' is missing" in found["state"][part]["printed"]

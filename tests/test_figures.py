@@ -176,7 +176,7 @@ DRAWN = {
     "slot_usage": lambda: memory_figures.slot_usage(
         [0.5, 0.5, 0.0], ([1, 2], np.ones((2, 3)) / 3), (["red", "blue"], np.array([[1.0, -1, 0], [0, 0, 0]]))),
     "slot_usage, all alive": lambda: memory_figures.slot_usage(np.ones(8) / 8, ([1, 2], np.ones((2, 8)) / 8)),
-    "slot_likeness": lambda: memory_figures.slot_likeness(np.eye(4), np.eye(4)),
+    "slot_similarity": lambda: memory_figures.slot_similarity(np.eye(4), np.eye(4)),
     "certainty": lambda: memory_figures.certainty(np.ones((4, 3)), np.full((4, 5), 0.5), 0.1),
     "capacity": lambda: memory_figures.capacity([4, 8], {"pair": [1, 0.5], "chance": [0.25, 0.125]}, 8),
     "gradient_norms": lambda: network_figures.gradient_norms(HISTORY),

@@ -86,8 +86,8 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
     assert (found.auc[:3] > 0.97).all()
     assert found.auc[3:].mean() == pytest.approx(0.5, abs=0.02)
     assert found.shuffled.mean() == pytest.approx(0.5, abs=0.02)
-    dealt = labels[torch.randperm(300, generator=torch.Generator().manual_seed(1))]
-    assert torch.equal(P.probe(features, dealt).auc, found.shuffled)
+    permuted = labels[torch.randperm(300, generator=torch.Generator().manual_seed(1))]
+    assert torch.equal(P.probe(features, permuted).auc, found.shuffled)
     assert P.probe(torch.ones(300, 16), planted).auc.tolist() == pytest.approx([0.5] * 3, abs=0.1)
 
 

@@ -1,6 +1,6 @@
 """The health checks on made-up histories, on a real one, and on runs that are really broken."""
 
-import importlib.util
+import importlib
 import json
 import math
 from pathlib import Path
@@ -396,11 +396,10 @@ def test_a_folder_without_metrics_or_with_a_broken_file_is_named(sick, name, con
 @pytest.fixture(scope="module")
 def benchmark():
     """benchmarks/doctor.py as a module."""
-    path = Path(__file__).parents[1] / "benchmarks" / "doctor.py"
-    spec = importlib.util.spec_from_file_location("doctor_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    folder = Path(__file__).parents[1] / "benchmarks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        return importlib.import_module("doctor")
 
 
 FEW = {"data": {"scenes_train": 256}, "vision": {"image_size": 32}, "loss": {"queue": 32, "queue_start": 2}}

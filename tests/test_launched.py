@@ -34,8 +34,8 @@ def children(process):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the processes")
 def test_two_processes_train_one_run_and_one_that_dies_ends_the_other(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    undisturbed = launched(whole)
-    assert undisturbed.wait(300) == 0, undisturbed.stdout.read()
+    uninterrupted = launched(whole)
+    assert uninterrupted.wait(300) == 0, uninterrupted.stdout.read()
     process, until = launched(broken), time.monotonic() + 200
     while not (broken / "checkpoint-2" / checkpoint.MANIFEST).is_file() and time.monotonic() < until:
         time.sleep(0.05)

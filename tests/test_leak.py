@@ -8,7 +8,7 @@ from conftest import WORDS, tiny_batch, tiny_model
 
 from bitgen import objective as module
 from bitgen.config import LossConfig
-from bitgen.leak import dealt, leak
+from bitgen.leak import leak, shuffle_words
 from bitgen.objective import Objective
 
 
@@ -20,7 +20,7 @@ def measured(model, **changes):
 
 def test_dealing_keeps_lengths_ends_and_the_words_themselves():
     batch = tiny_batch()
-    mixed, floor = dealt(batch)
+    mixed, floor = shuffle_words(batch)
     assert torch.equal(mixed.attention_mask, batch.attention_mask) and torch.equal(mixed.pixel_values,
                                                                                   batch.pixel_values)
     assert not torch.equal(mixed.input_ids, batch.input_ids)
@@ -29,15 +29,15 @@ def test_dealing_keeps_lengths_ends_and_the_words_themselves():
     rows = torch.arange(len(ends))
     assert not mixed.input_ids[:, 0].any() and not mixed.input_ids[rows, ends].any()
     assert not mixed.input_ids[~batch.attention_mask].any()
-    assert 0 < floor < math.log(WORDS) and dealt(batch)[1] == floor
-    assert torch.equal(dealt(batch)[0].input_ids, mixed.input_ids)
+    assert 0 < floor < math.log(WORDS) and shuffle_words(batch)[1] == floor
+    assert torch.equal(shuffle_words(batch)[0].input_ids, mixed.input_ids)
 
 
 def test_the_floor_is_the_entropy_of_the_words_spread_over_all_predicted_tokens():
     batch = tiny_batch(images=2, captions=1, length=4, full=True)
     batch.input_ids[:] = torch.tensor([[0, 7, 7, 0], [0, 8, 9, 0]])
     entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
-    assert dealt(batch)[1] == pytest.approx(entropy * 4 / 6)
+    assert shuffle_words(batch)[1] == pytest.approx(entropy * 4 / 6)
 
 
 def test_an_honest_decoder_stays_above_the_floor_and_one_that_sees_its_targets_does_not(monkeypatch):

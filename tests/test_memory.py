@@ -245,7 +245,7 @@ def test_a_memory_that_addresses_one_slot_has_low_utilization():
     assert M.utilization(torch.zeros(32)).item() == 0                              # nothing was ever written
     touched = torch.tensor([0.09, 0.11]).repeat(16) / 32                           # once in a while, by little
     touched[-1] += 1 - touched.sum()
-    assert M.utilization(touched).item() == 1 / 2
+    assert M.utilization(touched).item() == 1 / 2 and M.used(touched.numpy()).sum() == 16
     assert M.address_perplexity(collapsed).item() == pytest.approx(1)
     assert M.address_perplexity(even).item() == pytest.approx(32, rel=1e-5)
 

@@ -165,12 +165,12 @@ def test_the_contrast_may_see_fewer_captions_than_the_decoder():
     assert len(alone.input_ids) == 6 < len(batch.input_ids)
     all_of_it, told, _ = many(batch)
     torch.manual_seed(0)
-    firsts, seen, written = many(alone)
+    firsts, seen, alone_pending = many(alone)
     torch.manual_seed(0)
     some, report, pending = few(batch)
     assert some["itc"] == firsts["itc"] != all_of_it["itc"] and some["itm"] == firsts["itm"]
     assert report["itc_chance"] == seen["itc_chance"] and len(states_of(few, batch)) == len(batch.input_ids)
-    assert torch.equal(pending.key, written.key)
+    assert torch.equal(pending.written.key, alone_pending.written.key)
     assert report["text_nll"].item() == pytest.approx(told["text_nll"].item(), rel=1e-4)
     few.eval(), many.eval()
     assert few(batch)[0]["itc"] == many(batch)[0]["itc"]                              # measured by all of them
@@ -332,7 +332,7 @@ def test_accumulated_batches_are_forgotten_by_once():
     before = objective().model.memory.written_precision + 1
     task.model.memory.written_precision.copy_(before)
     task.after_step(*zip(batches, pendings))
-    added = sum(pending.added.precision for pending in pendings)
+    added = sum(pending.written.added.precision for pending in pendings)
     torch.testing.assert_close(task.model.memory.written_precision, task.model.memory.decay * before + added)
     assert int(task.steps) == 2 and int(task.momentum.updates) == 1
 

@@ -25,8 +25,8 @@ PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(en
 # A module imports only what stands before it. Where a new one belongs is a decision: it is written down here.
 ORDER = """
     config ranges bitlinear losses retrieval projection
-    drawing figures feature_figures memory_figures network_figures data_figures page arguments
-    images scene_words scenes transformer memory
+    drawing figures feature_figures network_figures data_figures page arguments
+    images scene_words scenes transformer memory memory_figures
     lean vision text generation fusion tokenizer
     folders listing parquet webdataset annotations formats cache streamed dataset
     processing cooccurrence negatives data prepare

@@ -274,3 +274,31 @@ def test_autocast_changes_nothing():
         found, near = recall_at_k(images, texts, owner), nearest(images, texts, 5)
     assert found == recall_at_k(images, texts, owner)
     assert torch.equal(near[0], nearest(images, texts, 5)[0])
+
+
+def test_recall_has_intervals_that_hold_it_and_shrink():
+    generator = torch.Generator().manual_seed(0)
+
+    def features(images):
+        x = torch.randn(images, 8, generator=generator)
+        return x, (x + 0.9 * torch.randn(images, 8, generator=generator)), torch.arange(images)
+
+    small, large = (recall_at_k(*features(count), intervals=(1, 5)) for count in (20, 400))
+    for report in (small, large):
+        for name in ("i2t_r1", "t2i_r5"):
+            assert report[f"{name}_low"] <= report[name] <= report[f"{name}_high"]
+    assert large["t2i_r1_high"] - large["t2i_r1_low"] < small["t2i_r1_high"] - small["t2i_r1_low"]
+    assert large["chance_t2i_r1"] == pytest.approx(1 / 400)
+
+
+def test_the_captions_of_an_image_are_drawn_together():
+    """They fail together here: their interval is that of 50 images, wider than that of 250 captions by sqrt(5)."""
+    images, owner = torch.eye(50), torch.arange(50).repeat_interleave(5)
+    found = recall_at_k(images, images[(owner + owner % 2) % 50], owner, intervals=[1])      # of every second image
+    assert "t2i_r5" in found and "t2i_r5_low" not in found
+    assert found["t2i_r1_high"] - found["t2i_r1_low"] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 50), rel=0.1)
+
+
+def test_the_first_caption_of_each_image():
+    owner = torch.tensor([0, 0, 1, 2, 2, 2])
+    assert retrieval.firsts(owner, 3).tolist() == [0, 2, 3] and retrieval.firsts(owner, 2).tolist() == [0, 2]
