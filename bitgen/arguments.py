@@ -66,7 +66,7 @@ def _reason(box: str) -> str:
     """What tyro's box says between title and help, as one line; its rules and frame are of Unicode or ASCII."""
     inside = box.partition("\n")[2].replace("│", " ")
     parts = [" ".join(part.split()) for part in re.split("[─-]{20,}", inside)]
-    return next(filter(None, parts)).rstrip(".")
+    return next(filter(None, parts), box.strip()).rstrip(".")
 
 
 def known_command(argv: Sequence[str], commands: Collection[str], prog: str) -> str:

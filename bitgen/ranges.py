@@ -42,6 +42,11 @@ def check_ranges(section: Any, name: str) -> None:
 
 
 def check_config(config: Config) -> None:
-    """`check_ranges` for every section of a run's configuration."""
+    """`check_ranges` for every section of a run's configuration.
+
+    A run folder without a name, which would be the current one, is a `ValueError` too.
+    """
+    if not config.output_dir.strip():
+        raise ValueError(f"output_dir must name the run's folder, got {config.output_dir!r}")
     for name in RANGES:
         check_ranges(getattr(config, name) if name else config, name)

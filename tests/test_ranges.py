@@ -40,6 +40,13 @@ def test_presets_are_in_range(name):
     check_config(load_preset(name))
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_run_folder_has_a_name(name):
+    """Else the run would be trained into the current folder."""
+    with pytest.raises(ValueError, match="^output_dir must name the run's folder, got"):
+        check_config(changed("", "output_dir", name))
+
+
 def test_each_of_several_numbers_is_in_range():
     with pytest.raises(ValueError, match=r"^vision.std must be between 0.001 and 9, got 0.0$"):
         check_config(changed("vision", "std", (0.2, 0.0, 0.2)))

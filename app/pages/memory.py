@@ -10,6 +10,7 @@ from app import memory, saved, slots
 from app.memory import Edits, Told
 from app.pages import ASK, LOAD, WAIT, Shell, in_place, picture, plain, thumbnail
 from app.pages.figure import figure
+from bitgen.memory import used
 
 TITLE, ID = "Memory", "memory"
 
@@ -213,7 +214,7 @@ def _explained(values: np.ndarray, by: str) -> str:
     if by == "address" and np.isnan(values).all():
         return "Search for something first: the address of your last query is shown here."
     return {"usage": f"Share of what training wrote last that went to each slot; {uniform}. Less than a tenth of "
-                     f"that is unused: {int((values < 0.1 / len(values)).sum())} of {len(values)} slots.",
+                     f"that is unused: {int((~used(values)).sum())} of {len(values)} slots.",
             "norm": "Length of what a slot holds beyond the mean of all slots, with the facts written.",
             "address": f"Where your last search looks in the memory; {uniform}.",
             "age": "Facts written since the slot last took more than its share of one; – where none did. When training "
