@@ -6,7 +6,6 @@ key; and no image outside the image folder is ever opened, by `..`, an absolute 
 
 from __future__ import annotations
 
-import ast
 import csv
 import functools
 import json
@@ -28,11 +27,11 @@ from bitgen.listing import (
     column,
     grouped,
     images_digest,
+    listed,
     split_named,
 )
 
 QUOTES = 'a quoted caption ends with its quote, and a quote in it stands twice: "a ""stop"" sign"'
-PYTHON_LIST = 20_000  # characters: the longest list of captions that is read as Python writes it
 KARPATHY_SPLITS = {**{split: split for split in SPLITS}, "restval": "train"}
 
 
@@ -137,7 +136,7 @@ def _csv_images(path: Path, image_root: str | None) -> Iterator[tuple[str, tuple
         if (swallowed := _swallowed(row, image, caption)) is not None:
             raise ValueError(f"{where}: expected one row, got another one in its caption: {swallowed[:80]!r}; {QUOTES}")
         split = split_named(row[SPLIT_COLUMN], where) if SPLIT_COLUMN in row else "train"
-        texts = _listed(row[caption], f"{where}.{caption}")
+        texts = listed(row[caption], f"{where}.{caption}")
         yield split, (row[image], texts, inside(folder, row[image], f"{where}.{image}"))
 
 
@@ -150,29 +149,6 @@ def _swallowed(row: dict[str, str], image: str, caption: str) -> str | None:
         if len(fields) >= len(names) and fields[place].strip('" ').lower().endswith(SUFFIXES):
             return line
     return None
-
-
-def _listed(text: str, where: str) -> list[str]:
-    """The captions of a list, or the text itself: a caption may begin with a bracket, and even be valid JSON."""
-    if not text.startswith("["):
-        return [text]
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return _python_list(text) or [text]
-    captions = isinstance(content, list) and all(isinstance(each, (str, dict)) for each in content)
-    return as_captions(content, where) if captions else [text]
-
-
-def _python_list(text: str) -> list[str] | None:
-    """The strings of a list as Python, and so `DataFrame.to_csv`, writes it; None for whatever is written otherwise:
-    between ['a' 'b'] of an array Python itself would see no border."""
-    try:
-        content = ast.literal_eval(text) if len(text) <= PYTHON_LIST else None
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-    strings = isinstance(content, list) and all(isinstance(each, str) for each in content)
-    return content if strings and repr(content) == text.rstrip() else None
 
 
 def _csv_rows(path: Path) -> Iterator[dict]:

@@ -155,7 +155,7 @@ def attention(log: RunLog, step: int, model: BitGen, batch: Batch) -> None:
     words = [model.tokenizer.decode([i]).strip() or "·" for i in batch.input_ids[0][mask[0]].tolist()[1:]]
     words[-1] = "(end)"
     pixels = _shown(batch.pixel_values[0], model)
-    log.figure("attention/words", network_figures.attention(pixels, words[:23], looks[:23].cpu().numpy()), step)
+    log.figure("attention/words", network_figures.attention(pixels, words, looks.cpu().numpy()), step)
 
 
 def memory(log: RunLog, step: int, model: BitGen, close: Gallery, data: Any) -> None:

@@ -38,11 +38,14 @@ class PixelCache:
         """Read-only memory map uint8 (N, 3, S, S) and the index ({"bad": {position: reason}, ...}); None if absent."""
         if not (self._index_file.is_file() and self._pixels_file.is_file()):
             return None
-        index = json.loads(self._index_file.read_text(encoding="utf-8"))
-        shape = (index["count"], 3, self.size, self.size)
+        try:
+            index = json.loads(self._index_file.read_text(encoding="utf-8"))
+            shape = (index["count"], 3, self.size, self.size)
+            index["bad"] = {int(i): reason for i, reason in index["bad"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut off by a crash: as if it were not there
+            return None
         if not index["count"] or self._pixels_file.stat().st_size != np.prod(shape):
             return None
-        index["bad"] = {int(i): reason for i, reason in index["bad"].items()}
         return np.memmap(self._pixels_file, np.uint8, "r", shape=shape), index
 
     def write(self, sources: Iterable[Any], count: int | None, label: str, **index: Any) -> tuple[np.ndarray, dict]:

@@ -137,7 +137,7 @@ def _advance(letter: str, weight: str) -> float:
 
     font = get_font(findfont(FontProperties(family="DejaVu Sans", weight=weight)))
     font.set_size(100, 72)
-    return font.load_char(ord(letter), flags=LoadFlags.NO_HINTING).linearHoriAdvance / 65536 / 100
+    return font.load_glyph(font.get_char_index(ord(letter)), LoadFlags.NO_HINTING).linearHoriAdvance / 65536 / 100
 
 
 def svg(figure: Figure) -> str:

@@ -38,6 +38,8 @@ def inside(folder: Path, name: str, where: str) -> str:
     """
     if not name.strip("/.") or name.startswith("/") or "\0" in name or "\\" in name or ".." in name.split("/"):
         raise ValueError(f"{where}: expected the name of a file in {folder}, got {name[:80]!r}")
+    if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise ValueError(f"{where}: {name[:80]!a} is not Unicode")
     path = os.path.join(folder, name)
     real = os.path.realpath(path) if os.path.islink(path) else _real_folder(os.path.dirname(path))
     if not f"{real}/".startswith(f"{folder}/"):

@@ -135,7 +135,7 @@ def data_or_images(root: str, read: Callable[[DataConfig], Pictures]) -> Picture
         return replace(of_files([path]), name=root)
     if path.is_dir() and not _recognised(path):
         return of_folder(path)
-    config = DataConfig(root=root)
+    config = DataConfig(root=root, max_bad_fraction=1.0)  # an index leaves out what it cannot read, and names it
     try:
         return read(config)
     except ValueError:
@@ -164,8 +164,32 @@ def _unreadable(config: DataConfig) -> str:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """Every image file below `folder`, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Every image file below `folder`, sorted. Linked folders belong to it, each once.
+
+    What has a name that is not UTF-8 is left out, and the log names it: no index could tell it.
+    """
+    found, seen = [], set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [path for name in names if (path := Path(where, name)).suffix.lower() in SUFFIXES and path.is_file()]
+    strange = {path for path in found if not _utf8(path)}
+    if strange:
+        log.warning("%s: %d images are left out, for their names are not UTF-8: %s", folder, len(strange),
+                    ", ".join(ascii(path.name) for path in sorted(strange)[:5]))
+    return sorted(set(found) - strange)
+
+
+def _utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def of_folder(folder: Path) -> Pictures:

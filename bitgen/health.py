@@ -131,6 +131,8 @@ def read_facts(run_folder: str | Path) -> Facts:
                 found = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{path}: no JSON ({error}); move it away to go on without it") from None
+            if not isinstance(found, dict):
+                raise ValueError(f"{path}: no object but {str(found)[:40]!r}; move it away to go on without it")
             facts |= {"config": found} if name == "run.json" else found
     return facts
 

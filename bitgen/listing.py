@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import json
 import math
 import os
 import re
@@ -20,6 +22,7 @@ SPLITS = {
     "test": {"test", "testing", "tests", "testset"},
 }
 """Our splits, and the words in the names of files and of other people's splits that mean them."""
+PYTHON_LIST = 20_000  # characters: the longest list of captions that is read as Python writes it
 IMAGE_COLUMNS = ("image", "img", "filename", "file_name", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "txt")
 SPLIT_COLUMN = "split"
@@ -114,6 +117,33 @@ def as_captions(value: Any, where: str, nulls: bool = False) -> list[str]:
         if all(isinstance(text, str) for text in texts):
             return texts
     raise ValueError(f"{where}: expected a caption or a list of captions, got {str(value)[:80]!r}")
+
+
+def listed(value: Any, where: str) -> list[str]:
+    """The captions of a cell: `as_captions`, without those that are missing; a string may be a list as JSON or Python
+    writes it, or itself a caption that begins with a bracket, and is even valid JSON."""
+    if not isinstance(value, str):
+        return as_captions(value, where, nulls=True)
+    if not value.startswith("["):
+        return [value]
+    try:
+        content = json.loads(value)
+    except (ValueError, RecursionError):
+        return _python_list(value) or [value]
+    captions = isinstance(content, list) and all(isinstance(each, (str, dict)) for each in content)
+    return as_captions(content, where) if captions else [value]
+
+
+def _python_list(text: str) -> list[str] | None:
+    """The strings of a list as Python, and so `DataFrame.to_csv`, writes it; None for whatever is written otherwise:
+    between ['a' 'b'] of an array Python itself would see no border."""
+    try:
+        content = ast.literal_eval(text) if len(text) <= PYTHON_LIST else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    strings = isinstance(content, list) and all(isinstance(each, str) for each in content)
+    return content if strings and repr(content) == text.rstrip() else None
+
 
 
 def _missing(value: Any) -> bool:

@@ -36,7 +36,7 @@ LAYOUT = {
         "gradient norm of each part": [r"grad_norm/.*$"],
         "update over weights, about 0.001": [r"update/.*$"],
         "slots in use (perplexity of the mean address)": [r"address_perplexity$"],
-        "gap between images and captions closes": [r"features/gap(_noise)?$"],
+        "gap between images and captions, beside that of two halves": [r"features/gap(_noise)?$"],
         "cosine of pairs rises, of others falls": [r"features/(positive|negative)_cosine$"],
         "directions in use (effective rank)": [r"features/rank_(images|texts)$"],
         "what a linear probe reads (area under ROC, chance 0.5)": [r"probe/.*$"],
@@ -201,7 +201,7 @@ class RunLog:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`, in order; a line that was cut off by a crash is left out.
+    """The lines of a run's `metrics.jsonl`, in order; one that a crash cut off, or that is no row, is left out.
 
     Empty where nothing was logged.
     """
@@ -211,8 +211,12 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
+            row = None
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            lines.append(row)
+        else:
             log.warning("%s: a damaged line is left out: %.60r", path, line)
     return lines
 

@@ -6,20 +6,15 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
 import shutil
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TextIO
-
-from tqdm.auto import tqdm
 
 from bitgen.checkpoint import MANIFEST, replace_text
+from bitgen.lock import locked
 
 STATE = "push_state.json"
 ROOT = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json")
@@ -75,20 +70,7 @@ class Outbox:
         self.run = run_folder
         self.folder = run_folder / "outbox" / repository.rpartition("://")[2].replace("/", "--")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked()
-
-    def _locked(self) -> TextIO:
-        """The open file that holds the lock; the kernel lets go of it when the process ends, whichever way."""
-        file = (self.folder.parent / ".lock").open("w")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in forked data workers
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.close()
-                raise ValueError(f"{self.run}: another process is pushing this run") from None
-            tqdm.write(f"warning: {file.name} cannot be locked ({error.strerror}); nothing here keeps a second process "
-                       "from pushing this run", file=sys.stderr)
-        return file
+        self._lock = locked(self.folder.parent / ".lock", f"{self.run}: another process is pushing this run")
 
     def close(self) -> None:
         """Lets another process have it."""

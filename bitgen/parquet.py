@@ -21,13 +21,13 @@ from bitgen.listing import (
     Listing,
     Names,
     Splits,
-    as_captions,
     by_split,
     column,
     digest,
     files_digest,
     grouped,
     images_digest,
+    listed,
     split_named,
 )
 
@@ -107,7 +107,7 @@ def _parquet_rows(file: Path, groups: list[tuple[Path, int, str]], split: str | 
                 if beside and path:
                     folder = folder or _image_folder(image_root, file, path)
                     place = inside(folder, path, f"{file}: {where}")
-                captions = as_captions(values[caption], f"{file}: {where}: {caption}", nulls=True)
+                captions = listed(values[caption], f"{file}: {where}: {caption}")
                 # Not the whole path: the same images are held out however the folder is spelled.
                 yield path or f"{file.name}: {where}", captions, place
             groups.append((file, number, image))
@@ -136,7 +136,10 @@ def _bytes_beside(opened: Any, image: str) -> bool:
 
 def _kinds(opened: Any, image: str) -> dict[str, str]:
     """The types of an image column's parts, as {image.bytes, image.path}; its own, as {image}, where it has none."""
-    return {part.name: str(part.type) for part in opened.schema_arrow.field(image).flatten()}
+    from pyarrow.types import is_dictionary
+
+    return {part.name: str(part.type.value_type if is_dictionary(part.type) else part.type)
+            for part in opened.schema_arrow.field(image).flatten()}
 
 
 def _image_folder(image_root: str | None, file: Path, first: str) -> Path:

@@ -141,7 +141,7 @@ def contact_sheet(dataset: Dataset, path: str | Path, count: int = 24, size: int
     from bitgen import data_figures
 
     shown: dict[int, np.ndarray] = {}
-    spread = (k * len(dataset) // count for k in range(count))
+    spread = (k * len(dataset) // count for k in range(min(count, len(dataset))))
     for i in dict.fromkeys([*spread, *range(len(dataset))]):
         if len(shown) == count:
             break

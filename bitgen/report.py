@@ -83,8 +83,8 @@ def training(case: Case) -> Section | None:
         blocks.append(figure(network_figures.temperature_and_gates(case.history), "The temperature sinks as the model "
                              "grows sure; gates at 0 leave the two modalities apart."))
     if any(key.startswith("grad_norm/") for line in case.history for key in line):
-        blocks.append(figure(network_figures.gradient_norms(case.history), "A part that stays dark learns nothing; "
-                             "a jump of the whole is an unstable step."))
+        blocks.append(figure(network_figures.gradient_norms(case.history), "A part that stays dark gets little from "
+                             "the losses; a jump of the whole is an unstable step."))
     return Section("Training", "What the run wrote down while it trained.", blocks)
 
 
@@ -110,8 +110,8 @@ def retrieval(case: Case) -> Section:
         for field in ("colour", "shape"):
             shown = mistakes.confusion(*features, case.truth, field)
             drawn = feature_figures.confusion(shown.names, shown.shares, field, shown.chance.mean().item())
-            blocks.append(figure(drawn, f"What {field} the five wrong images nearest to a caption have where the right "
-                                 "one has another: what it would get wrong."))
+            blocks.append(figure(drawn, f"Which {field}s the five wrong images nearest to a caption have. On the "
+                                 "diagonal is what they share with the right one, beside it what it would get wrong."))
     return Section("Retrieval", "What it finds, what it finds instead, and what it mixes up.", blocks)
 
 
@@ -218,16 +218,17 @@ def memory(case: Case) -> Section | None:
                      f"{shuffled[best].item():.3g} for shuffled labels"])
     blocks = [table(["what", "value", "beside"], rows),
               figure(memory_figures.slot_usage(slotting.mass(address).mean(0).numpy(), course, lift), "A dead slot "
-                     "holds nothing. A slot that is strongly coloured in a row stands for that attribute."),
-              figure(memory_figures.slot_similarity(*(x.numpy() for x in slotting.similarity(unit, address))), "Blocks "
-                     "off the diagonal are slots that do the same work.")]
+                     "holds nothing. Colours tell for which attributes a slot is used more or less than for "
+                     "others; how much that says is the bits in the table."),
+              figure(memory_figures.slot_similarity(*(x.numpy() for x in slotting.similarity(unit, address))), "Dark "
+                     "off the diagonal are slots that do the same work, or the opposite.")]
     if counts:
         curves = slotting.capacity(unit, held, counts, episodes=10)
         blocks.append(figure(memory_figures.capacity(counts, curves, unit.slots), "Facts written in one shot and read "
                              "back. The memory should stand far above one that was never written."))
     slots, readings = slotting.certainty(unit, held, min(24, len(held.key)))
     blocks.append(figure(memory_figures.certainty(slots.numpy(), readings.numpy(), unit.noise), "Each write makes some "
-                         "slots sure; facts that were written are read with little more than the noise."))
+                         "slots sure; facts that were written are read with some noise beside the memory's own."))
     return Section("Memory", "Which slots are used, for what, how much they hold, and how sure they are.", blocks)
 
 
@@ -262,7 +263,7 @@ def _looks(case: Case) -> list[str]:
     pixels = pixels.to(case.batch.pixel_values.device)
     words = {name: value.to(pixels.device) for name, value in
              case.processor(text=[case.data.captions[place][0]]).items()}
-    seen = attention.decoder_attention(case.model, pixels, **words)[:-1][:23].cpu().numpy()
+    seen = attention.decoder_attention(case.model, pixels, **words)[:-1].cpu().numpy()
     needed, blank = (attention.occlusion(model, pixels, **words)[None].cpu().numpy()
                      for model in (case.model, case.untrained))
     ids = words["input_ids"][0, 1: 1 + len(seen)].tolist()

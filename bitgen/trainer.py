@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from bitgen import facts, snapshot
+from bitgen import checkpoint, facts, snapshot
 from bitgen.accounting import Meter
 from bitgen.batches import Feed
 from bitgen.cache import check_bad
@@ -28,6 +28,7 @@ from bitgen.config import Config, to_dict
 from bitgen.data import Batch, open_data
 from bitgen.exits import DISK, HOPELESS, NUMBERS, SIGNAL, Stop
 from bitgen.journal import Journal, measurements
+from bitgen.lock import locked
 from bitgen.logs import read_metrics
 from bitgen.model import BitGen
 from bitgen.objective import Objective
@@ -113,8 +114,13 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Train to the end; returns the last validation's numbers.
 
-        Raises `Stop` where the run ends for a reason that the user has to act on (signal, disk, numbers, Hub).
+        Raises `Stop` where the run ends for a reason that the user has to act on (signal, disk, numbers, Hub), and
+        `ValueError` where another process trains into the run folder.
         """
+        with self._reserved():
+            return self._fit()
+
+    def _fit(self) -> dict[str, float]:
         self._open_folder()
         unreadable = self._resume()
         self.meter = Meter(self.folder, self.device, self.step > 0, self.accelerator.num_processes,
@@ -123,6 +129,9 @@ class Trainer:
         self.journal.open(self.config, self.model, f"{len(self.train_data)} training images, {len(self.val_data)} for "
                           f"validation; {self.steps} steps on {self.device}", self.step)
         self.journal.unreadable(unreadable)
+        if self.resume_from is None and (old := checkpoint.newest(self.folder)[0]):
+            self.journal.say(f"warning: {old} and what else an earlier run left there is replaced as this one saves; "
+                             "--resume auto would go on with it")
         with closing(self.journal), self.signals, repeatable(self.device):
             try:
                 if self.step < self.steps and not self._waited():
@@ -283,17 +292,32 @@ class Trainer:
             raise Stop(f"{failed} checkpoints in a row could not be written to {self.folder}, the last of step "
                        f"{self.step}; `--resume auto` goes on from the one before", DISK)
 
-    def _open_folder(self) -> None:
-        """The run folder with settings and facts. Raises `Stop` where it cannot be written: nothing would remain."""
-        self.facts = facts.gather(self.config, self.model, self.train_data, self.val_data, self.steps, self.device,
-                                  self.accelerator.num_processes)
-        try:
+    @contextmanager
+    def _reserved(self) -> Iterator[None]:
+        """The run folder, kept from other processes. Raises `ValueError` where one trains into it."""
+        taken = f"{self.folder}: another process trains into it; take another output_dir, or wait for its end"
+        with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.main:
-                replace_text(self.folder / "run.json", json.dumps(to_dict(self.config), indent=2))
-                facts.write(self.folder, self.facts)
+            lock = locked(self.folder / ".lock", taken) if self.main else nullcontext()
+        with lock:
+            yield
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever cannot be written to the run folder is a `Stop`: nothing would remain of the run."""
+        try:
+            yield
         except OSError as error:
             raise Stop(f"the run folder {self.folder} cannot be written: {error}", DISK) from error
+
+    def _open_folder(self) -> None:
+        """The run folder with settings and facts."""
+        self.facts = facts.gather(self.config, self.model, self.train_data, self.val_data, self.steps, self.device,
+                                  self.accelerator.num_processes)
+        if self.main:
+            with self._writing():
+                replace_text(self.folder / "run.json", json.dumps(to_dict(self.config), indent=2))
+                facts.write(self.folder, self.facts)
 
     def _recount(self) -> None:
         """The facts with the images that were found to be unreadable since."""

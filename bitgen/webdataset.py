@@ -32,7 +32,7 @@ def read_webdataset(files: Sequence[Path]) -> Listing:
 
 def _tar_rows(file: Path) -> Iterator[tuple[str, list[str], tuple[Path, int, int]]]:
     """Image id, captions and place (file, offset, bytes) of each sample of a shard."""
-    samples: dict[str, tuple[list, dict[str, list[str]]]] = {}
+    samples: dict[str, tuple[dict[str, tuple], dict[str, list[str]]]] = {}
     try:
         with tarfile.open(file, "r:") as shard:
             for member in shard:
@@ -40,9 +40,11 @@ def _tar_rows(file: Path) -> Iterator[tuple[str, list[str], tuple[Path, int, int
                     continue
                 path = PurePosixPath(member.name)
                 key, _, kind = path.name.partition(".")
-                places, said = samples.setdefault(str(path.parent / key), ([], {"txt": [], "json": []}))
+                places, said = samples.setdefault(str(path.parent / key), ({}, {"txt": [], "json": []}))
                 if kind.lower() in IMAGE_MEMBERS:
-                    places.append((file, member.offset_data, member.size))
+                    if kind.lower() in places:
+                        raise ValueError(f"{file}: {member.name} is there twice: each sample needs a key of its own")
+                    places[kind.lower()] = file, member.offset_data, member.size
                 elif kind.lower() in said:
                     said[kind.lower()] += _member_captions(shard.extractfile(member).read(MAX_TEXT_BYTES), kind.lower(),
                                                            f"{file}: {member.name}")
@@ -53,7 +55,7 @@ def _tar_rows(file: Path) -> Iterator[tuple[str, list[str], tuple[Path, int, int
         raise ValueError(f"{file}: not a readable tar file (compressed ones are not): {error}") from None
     for key, (places, said) in samples.items():
         captions = said["txt"] or said["json"]  # img2dataset writes the same caption into both
-        yield f"{file.stem}/{key}", captions, places[0] if places else (file, 0, 0)
+        yield f"{file.stem}/{key}", captions, next(iter(places.values()), (file, 0, 0))
 
 
 def _member_captions(data: bytes, kind: str, where: str) -> list[str]:

@@ -71,8 +71,9 @@ def tar(root, count=12, name="train-000.tar", kind="txt"):
 
 
 def shard(path, members):
+    """A tar file of members by name, or of (name, bytes)."""
     with tarfile.open(path, "w") as file:
-        for member, data in members.items():
+        for member, data in members.items() if isinstance(members, dict) else members:
             info = tarfile.TarInfo(member)
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))

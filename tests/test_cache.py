@@ -40,6 +40,15 @@ def test_a_torn_cache_is_not_used(tmp_path):
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"count": 12, "bad": 3}'])
+def test_a_cache_whose_index_a_crash_cut_off_is_not_used(tmp_path, content):
+    csv_file(tmp_path)
+    expected = open_data(config(tmp_path, tmp_path), "train", SIZE).pixels(0, SIZE)
+    for file in (tmp_path / "cache").glob("*.json"):
+        file.write_text(content)
+    assert torch.equal(open_data(config(tmp_path, tmp_path), "train", SIZE).pixels(0, SIZE), expected)
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     csv_file(tmp_path)
     (tmp_path / "cache").write_text("a file")

@@ -266,3 +266,10 @@ def test_text_is_measured_as_it_is_drawn():
 def test_bad_input_of_the_others_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_letters_that_the_font_lacks_have_the_width_of_its_box():
+    """In a process of its own: only the first such letter failed."""
+    code = "from bitgen import drawing; print(*(round(drawing._advance(letter, 'normal'), 2) for letter in '日🐶a'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["0.6", "0.6", "0.61"], done.stderr

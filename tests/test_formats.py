@@ -199,6 +199,14 @@ def test_a_caption_in_brackets_is_a_list_only_where_it_is_one(tmp_path, said, ca
     assert read_csv(tmp_path / "train.csv").captions == [captions]
 
 
+def test_two_images_of_one_key_in_a_shard_are_refused(tmp_path):
+    """Else the captions of both would be those of the first."""
+    twice = [("same.jpg", jpeg(0)), ("same.txt", b"one"), ("same.jpg", jpeg(1)), ("same.txt", b"two")]
+    shard(tmp_path / "train.tar", twice)
+    with pytest.raises(ValueError, match=r"train\.tar: same\.jpg is there twice: each sample needs a key of its own"):
+        read_webdataset([tmp_path / "train.tar"])
+
+
 def test_a_quoted_caption_may_have_lines_commas_and_quotes(tmp_path):
     write_images(tmp_path, 1)
     said = 'a "stop" sign,\nleft of it a dog, and\r\nphoto.png below'

@@ -1,9 +1,10 @@
 """What a gallery is made of: folders, files, data sets, uploads."""
 
 import io
+import os
 
 import pytest
-from layouts import shard
+from layouts import csv_file, shard
 from painted import PALETTE, SIDE, Painter, painted
 from PIL import Image
 
@@ -102,6 +103,28 @@ def test_galleries_that_are_none(tmp_path):
             pictures(gallery_)
     with pytest.raises(ValueError, match="two pictures have the id 'a'"):
         Pictures("twice", ["a", "b", "a"], [b""] * 3, [[]] * 3, [[]] * 3)
+
+
+def test_linked_folders_belong_to_a_gallery_once_and_names_that_are_not_utf8_do_not(tmp_path, caplog):
+    gallery, elsewhere = tmp_path / "gallery", tmp_path / "elsewhere"
+    for folder in (gallery, elsewhere):
+        folder.mkdir()
+        painted("red", "blue").save(folder / "a.png")
+    for name in ("first", "second"):
+        (gallery / name).symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(gallery)
+    assert find(str(gallery), "test", SIDE).ids == ["a.png", "first/a.png"]
+    (gallery / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    assert find(str(gallery), "test", SIDE).ids == ["a.png", "first/a.png"]
+    assert "1 images are left out, for their names are not UTF-8: 'caf\\udce9.png'" in caplog.text
+
+
+def test_a_data_set_with_broken_images_is_indexed_without_them(tmp_path, painter):
+    csv_file(tmp_path / "data", 4)
+    first, *others = find(str(tmp_path / "data"), "train", SIDE).ids
+    (tmp_path / "data" / "images" / first).write_bytes(b"broken")
+    index = Index.build(tmp_path / "index", find(str(tmp_path / "data"), "train", SIDE), painter)
+    assert len(index) == len(others)
 
 
 def test_a_folder_is_a_data_set_only_where_it_looks_like_one(tmp_path):

@@ -186,3 +186,8 @@ print("trained", log.on)
     steps = [line["step"] for line in read_metrics(tmp_path)]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > 20
     assert [step for step, _ in series(tmp_path, "itc")][:20] == list(range(1, 21))
+
+
+def test_lines_that_are_no_rows_are_left_out(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text('[1]\n{"a": 1}\n{"step": "2"}\nnull\n{"step": 3, "itc": 5.0}\n')
+    assert read_metrics(tmp_path) == [{"step": 3, "itc": 5.0}] and caplog.text.count("is left out") == 4

@@ -27,6 +27,18 @@ def path_rows(path, names, alone):
     write_table(arrow.table({"image": names, "caption": [f"photo {name}" for name in names]}), path)
 
 
+def test_paths_may_be_categories_and_captions_lists_in_a_string(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+    write_images(tmp_path, 12)
+    images = arrow.array([f"{i}.png" for i in range(12)]).dictionary_encode()
+    said = ['["one", "two"]', "['three', 'four']", "[sic] one"] * 4
+    write_table(arrow.table({"image": images, "caption": said}), tmp_path / "train.parquet")
+    dataset = open_data(config(tmp_path, tmp_path), "train", SIZE)
+    assert not dataset.bad
+    assert set(map(tuple, dataset.captions)) == {("one", "two"), ("three", "four"), ("[sic] one",)}
+
+
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("folder", [".", "images", "elsewhere"])
 def test_parquet_may_name_images_that_lie_beside_it(tmp_path, alone, folder):

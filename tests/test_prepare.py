@@ -115,3 +115,9 @@ def test_what_training_would_refuse_is_not_prepared(tmp_path, option, told, caps
     csv_file(tmp_path)
     assert main(["data", "prepare", str(tmp_path), "--cache", str(tmp_path / "pixels"), *option]) == 65
     assert capsys.readouterr().err == f"bitgen: {told}\n" and not (tmp_path / "pixels").exists()
+
+
+@pytest.mark.parametrize("content", ["", "image,caption\n"])
+def test_a_table_without_rows_is_one_line(tmp_path, content):
+    (tmp_path / "captions.csv").write_text(content)
+    assert main(["data", "check", str(tmp_path), "--sheet", str(tmp_path / "sheet.png")]) == 65

@@ -32,7 +32,7 @@ ORDER = """
     processing cooccurrence negatives data prepare
     model
     matching
-    chunked processes objective leak checkpoint projector hover logs exits precision
+    chunked processes objective leak lock checkpoint projector hover logs exits precision
     signs checks health
     accounting encoded candidates evaluate markdown facts record card
     repository upload outbox push

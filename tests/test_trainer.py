@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -304,3 +307,24 @@ def test_a_launcher_that_would_split_the_model_is_refused(kind, tmp_path, monkey
     with pytest.raises(ValueError, match=f"{kind}: every process holds the whole model"):
         Trainer(config(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_is_one_process_s_and_what_it_held_is_named(run, tmp_path, capsys, quick_runs):
+    folder = shutil.copytree(run, tmp_path / "run")
+    code = f"""
+from pathlib import Path
+from bitgen.lock import locked
+file = locked(Path({str(folder)!r}, ".lock"), "")
+print(1, flush=True)
+input()"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "1\n"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(ValueError, match="another process trains into it; take another output_dir"):
+        Trainer(config(folder, "--optim.max-steps", "2")).fit()
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    other.communicate("\n")
+    capsys.readouterr()
+    Trainer(config(folder, "--optim.max-steps", "2")).fit()
+    said = capsys.readouterr().err
+    assert "checkpoint-6 and what else an earlier run left there is replaced" in said and "--resume auto" in said
