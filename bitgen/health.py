@@ -84,7 +84,8 @@ def due(check: Check, facts: Facts) -> float:
 def _completed(facts: Facts, history: list[Row]) -> Facts:
     """Facts with `config`, `steps`, `epoch_steps` and `warmup`, as far as facts and history tell them."""
     config = facts.get("config", {})
-    optim, known = config.get("optim", {}), {"config", "data", "machine"} <= facts.keys()
+    optim = config.get("optim", {})
+    known = {"config", "data", "machine"} <= facts.keys() and {"batch_size", "accumulation"} <= optim.keys()
     if known:
         batch = optim["batch_size"] * facts["machine"]["processes"] * optim["accumulation"]
         epoch = max(facts["data"]["train"]["images"] // batch, 1)

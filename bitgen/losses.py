@@ -76,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden.sub_(entries, alpha=smoothing / vocab).div_(rows)
         grad_weight.sub_(states, alpha=smoothing / vocab).div_(rows)
         ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype))
-        smooth = total - states @ entries / vocab
+        smooth = total - states.dot(entries) / vocab  # `@` would be in autocast's precision, and past what fp16 holds
         loss, nll = ((1 - smoothing) * nll + smoothing * smooth) / rows, nll / rows
         ctx.mark_non_differentiable(nll)
         return loss, nll

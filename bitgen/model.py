@@ -87,7 +87,7 @@ class BitGen(nn.Module, PyTorchModelHubMixin):
 
         P counts the patches that are shown: in training some may be left out (`vision.patch_dropout`).
         """
-        shown = self.vision.draw_patches(len(pixel_values), pixel_values.device)
+        shown = self.vision.draw_patches(pixel_values.shape[0], pixel_values.device)
         tokens = self.norm_image(self.project(self.vision(pixel_values, shown)))
         pooled = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], -1)                             # (B, 2D)
         places = self.patch_position.weight if shown is None else self.patch_position(shown)      # ([B,] P, D)

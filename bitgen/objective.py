@@ -250,7 +250,8 @@ class Objective(nn.Module):
         matched = torch.arange(len(images), device=first.device) < len(first)
         losses["itm"] = matching_loss(logits, matched)
         report["itm_acc"] = (logits.argmax(1) == matched).float().mean()
-        report["itm_acc_chance"] = 1 - matched.float().mean()
+        share = matched.float().mean()
+        report["itm_acc_chance"] = torch.maximum(share, 1 - share)
         return code[: len(first)]
 
     def _from_queue(self, tokens, mask, candidates) -> tuple[Tensor, Tensor, Tensor, Tensor]:

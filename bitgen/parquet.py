@@ -31,7 +31,7 @@ from bitgen.listing import (
     split_named,
 )
 
-STRINGS = ("string", "large_string")
+STRINGS = ("string", "large_string", "string_view")
 
 PROBED = 50
 """Paths shared by several rows whose bytes are read: where each is one image, so are all, as rows of a caption each."""

@@ -16,6 +16,7 @@ from bitgen import attention, diagnostics, feature_figures, figures, health, mem
 from bitgen import probes as probing
 from bitgen import slots as slotting
 from bitgen.case import Case, gather
+from bitgen.checkpoint import replace_text
 from bitgen.encoded import encode
 from bitgen.evaluate import picture
 from bitgen.geometry import geometry, similarity
@@ -40,7 +41,7 @@ def write(source: str, out: str | Path, data: str | None = None, split: str = "v
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     text = page(f"BitGen: {case.name}", f"Seen through {case.where}", [section for section in sections if section])
-    out.write_text(text, encoding="utf-8")
+    replace_text(out, text)
     return out
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -71,6 +71,10 @@ class Trainer:
         set_seed(config.seed)
         self.saver = Saver(config) if self.main else None
         self.resume_from = snapshot.find(config.resume, self.folder)
+        found = gather_object([self.resume_from and self.resume_from.name])
+        if len(set(found)) > 1:
+            raise ValueError(f"resume {config.resume!r}: the processes find different checkpoints in {self.folder} "
+                             f"({', '.join(map(str, found))}): put output_dir on a disk that all of them share")
         self._prepare()
         self.steps = self.feed.epoch * config.optim.epochs // config.optim.accumulation
         self.steps = min(self.steps, config.optim.max_steps or self.steps)

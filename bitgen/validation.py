@@ -57,6 +57,10 @@ def validate(model: BitGen, config: Config, data, tokenizer: Tokenizer, accelera
             for name, value in {**losses, **report}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(pixels) / len(places)
         check_bad(collator.bad, len(data), config.data.max_bad_fraction)
+        if not kept:
+            reasons = {data.image_ids[i]: reason for i, reason in data.bad.items()} | collator.bad
+            first = ": ".join(next(iter(reasons.items())))
+            raise ValueError(f"none of the {len(data)} validation images can be read, such as {first}")
         sums = {name: value / (len(kept) / len(places)) for name, value in sums.items()}
         with accelerator.autocast():  # last of all, so that nothing above draws other random numbers for it
             sums |= leak(objective, image, batch)

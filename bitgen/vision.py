@@ -137,7 +137,7 @@ class VisionTower(nn.Module):
         if pixel_values.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}: "
                              f"expected (images, 3, {self.image_size}, {self.image_size})")
-        if not len(pixel_values):  # transformers cannot tell the heads of no image apart
+        if not pixel_values.shape[0]:  # transformers cannot tell the heads of no image apart
             return pixel_values.new_empty(0, 1 + self.patches, self.width)
         embeddings, *blocks, norm = self.stages()
         tokens, patches = embeddings(pixel_values), self.patches

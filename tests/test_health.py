@@ -362,6 +362,14 @@ def sick(tmp_path):
     return tmp_path
 
 
+def test_settings_that_are_not_whole_and_those_that_are_none(sick):
+    (sick / "run.json").write_text('{"data": {"root": "x"}}')
+    assert main(["doctor", str(sick)]) in (0, 1)
+    (sick / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match="run.json: no object but '\\[\\]'; move it away"):
+        read_facts(sick)
+
+
 def test_the_command_prints_verdicts_remedies_and_the_checklist(sick, capsys):
     assert read_facts(sick) == facts()
     assert main(["doctor", str(sick)]) == 0

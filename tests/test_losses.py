@@ -150,3 +150,14 @@ def test_losses_of_bf16_logits_are_float32():
     assert contrastive_loss(logits, eye, ~eye).dtype == torch.float32
     assert matching_loss(logits[:, :2], torch.tensor([True, False, True])).dtype == torch.float32
     assert text_loss(logits, torch.randn(5, 3), torch.tensor([0, 1, 2]))[0].dtype == torch.float32
+
+
+def test_text_loss_is_finite_and_right_in_half_precision():
+    """The sums over all rows and over the vocabulary have a product far beyond what fp16 holds."""
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(400, 64) + 1, 0.1 * torch.randn(5000, 64) + 0.05, torch.randint(5000, (400,))
+    expected = F.cross_entropy(hidden.double() @ weight.double().T, targets, label_smoothing=0.1)
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype):
+            loss, _ = text_loss(hidden, weight, targets, 0.1)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-3)

@@ -354,3 +354,14 @@ def test_places_are_waves_over_the_grid_for_fusion_and_decoder_alone():
         after = model.image_tokens(pixels)
     assert torch.equal(before.feature, after.feature) and torch.equal(before.tokens[:, 0], after.tokens[:, 0])
     assert (after.tokens[:, 1:] - before.tokens[:, 1:]).sub(1).abs().max() < 1e-5
+
+
+def test_the_encoders_are_exported_with_a_free_batch():
+    model, batch = tiny_model(), tiny_batch(full=True)
+    many = torch.export.Dim("many", min=1, max=64)
+    texts = batch.input_ids, batch.attention_mask
+    for encode, *given in ((model.encode_image, batch.pixel_values), (model.encode_text, *texts)):
+        module = torch.nn.Module()
+        module.model, module.forward = model, encode
+        exported = torch.export.export(module, tuple(given), dynamic_shapes=tuple({0: many} for _ in given)).module()
+        torch.testing.assert_close(exported(*(x[:3] for x in given)), encode(*(x[:3] for x in given)))

@@ -123,6 +123,13 @@ def test_each_group_moves_at_the_schedules_share_of_its_own_rate(tmp_path):
         peak * schedule(3, 6, 50) for peak in (1e-4, 2e-3, 8e-3)}
 
 
+def test_processes_that_find_different_checkpoints_do_not_train(tmp_path, monkeypatch):
+    """As on nodes that share no disk: one would go on from a model that the others do not have."""
+    monkeypatch.setattr("bitgen.trainer.gather_object", lambda found: [*found, "checkpoint-4"])
+    with pytest.raises(ValueError, match=r"find different checkpoints in .* \(None, checkpoint-4\): put output_dir on"):
+        Trainer(config(tmp_path, "--resume", "auto"))
+
+
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_too_many_unreadable_images_stop_a_run_whoever_meets_them(workers, tmp_path, monkeypatch, capsys):
     """Three of sixty may be broken; of six, no worker alone meets more than four."""
@@ -133,6 +140,14 @@ def test_too_many_unreadable_images_stop_a_run_whoever_meets_them(workers, tmp_p
     assert main(["train", *TINY, "--output-dir", str(tmp_path), *settings, "--optim.max-steps", "30"]) == 65
     told = capsys.readouterr().err
     assert "4 of 60 images are unreadable, more than data.max_bad_fraction = 0.05" in told and "Traceback" not in told
+
+
+def test_a_validation_set_of_which_nothing_can_be_read_is_one_line(tmp_path, quick_runs):
+    trainer = Trainer(config(tmp_path, "--data.max-bad-fraction", "1"))
+    data = memory(4)
+    data.bad = dict.fromkeys(range(4), "broken")  # known since they were prepared
+    with pytest.raises(ValueError, match="^none of the 4 validation images can be read, such as 0.png: broken"):
+        validate(trainer.weights, trainer.config, data, trainer.tokenizer, trainer.accelerator)
 
 
 def test_the_facts_count_the_images_that_were_found_to_be_unreadable(tmp_path, unvalidated, monkeypatch):
