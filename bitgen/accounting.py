@@ -73,7 +73,9 @@ class Meter:
         if kind in costs:
             yield
         else:
-            with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as counter:
+            # What is first called while operations are counted would never be compiled: it is counted as it is.
+            with (torch.compiler.set_stance("force_eager"),
+                  FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as counter):
                 yield
             costs[kind] = counter.get_total_flops() / samples
         self._add(samples=samples * self.processes, flops=samples * self.processes * costs[kind])

@@ -4,10 +4,12 @@ import pytest
 import torch
 from conftest import tiny_batch
 from objectives import objective
+from small_runs import config
 from torch import nn
 
 from bitgen.config import VisionConfig
 from bitgen.lean import PatchProduct, are_apart
+from bitgen.trainer import Trainer
 from bitgen.vision import VisionTower
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8}
@@ -87,3 +89,12 @@ def test_compiled_encoders_train_alike_and_leave_the_models_own_methods(monkeypa
         losses["total"].backward()
         results.append((losses, task.model.project.weight.grad))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_that_is_to_be_compiled_is(tmp_path, monkeypatch, quick_runs):
+    """Its first batches are counted, and what is first called while torch counts operations is never compiled."""
+    real, graphs = torch.compile, []
+    backend = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda f: real(f, backend=backend))
+    Trainer(config(tmp_path, "--compile", "True", "--optim.max-steps", "4")).fit()
+    assert len(graphs) >= 2, "an encoder of images and one of captions"
