@@ -49,10 +49,11 @@ clean: ## removes .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find bitgen tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp for each set of extras: a target installs what it needs, once, and again when the lists change. Python compiles
-# the modules that it imports; to let pip compile all of them takes as long as installing them.
+# One stamp for each set of extras: a target installs what it needs, once, and again when the lists change. Compiling is
+# left to all cores (pip takes one), and what no Python can compile is left as it is, as pip would.
 $(VENV)/with-%: pyproject.toml constraints.txt $(RUN)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.$(if $(filter-out core,$*),[$*])'
+	$(RUN) -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 # A browser for the app's tests: an installed Chromium, else Debian's (as root), else Playwright's own. Where none can be
