@@ -73,7 +73,7 @@ class Meter:
         if kind in costs:
             yield
         else:
-            # What is first called while operations are counted would never be compiled: it is counted as it is.
+            # Uncompiled: what is first called while torch counts operations would stay so for the whole run.
             with (torch.compiler.set_stance("force_eager"),
                   FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as counter):
                 yield

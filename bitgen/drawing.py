@@ -137,6 +137,7 @@ def _advance(letter: str, weight: str) -> float:
 
     font = get_font(findfont(FontProperties(family="DejaVu Sans", weight=weight)))
     font.set_size(100, 72)
+    # By its glyph, which is a box for a letter that the font lacks: `load_char` fails at the first of these.
     return font.load_glyph(font.get_char_index(ord(letter)), LoadFlags.NO_HINTING).linearHoriAdvance / 65536 / 100
 
 

@@ -133,9 +133,9 @@ class Trainer:
         self.journal.open(self.config, self.model, f"{len(self.train_data)} training images, {len(self.val_data)} for "
                           f"validation; {self.steps} steps on {self.device}", self.step)
         self.journal.unreadable(unreadable)
-        if self.resume_from is None and (old := checkpoint.newest(self.folder)[0]):
-            self.journal.say(f"warning: {old} and what else an earlier run left there is replaced as this one saves; "
-                             "--resume auto would go on with it")
+        if self.resume_from is None and (old := checkpoint.course(self.folder)):
+            self.journal.say(f"warning: {old[-1]} and what else an earlier run left there is replaced as this one saves"
+                             "; --resume auto would go on with it")
         with closing(self.journal), self.signals, repeatable(self.device):
             try:
                 if self.step < self.steps and not self._waited():
@@ -298,7 +298,7 @@ class Trainer:
 
     @contextmanager
     def _reserved(self) -> Iterator[None]:
-        """The run folder, kept from other processes. Raises `ValueError` where one trains into it."""
+        """The run folder, kept from others: `ValueError` where one trains into it, `Stop` as of `_open_folder`."""
         taken = f"{self.folder}: another process trains into it; take another output_dir, or wait for its end"
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -315,7 +315,7 @@ class Trainer:
             raise Stop(f"the run folder {self.folder} cannot be written: {error}", DISK) from error
 
     def _open_folder(self) -> None:
-        """The run folder with settings and facts."""
+        """The run folder with settings and facts. Raises `Stop` where it cannot be written."""
         self.facts = facts.gather(self.config, self.model, self.train_data, self.val_data, self.steps, self.device,
                                   self.accelerator.num_processes)
         if self.main:
